@@ -1,0 +1,1 @@
+"""The portable graph: nodes, facts, and a numpy reference for every operator."""

@@ -1,0 +1,99 @@
+"""Where the elements of a tensor lie in its buffer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A strided arrangement of a tensor inside a buffer.
+
+    Args:
+        shape: sizes.
+        strides: in elements, one a dimension.
+        origin: elements from the start of the buffer to element 0.
+        extent: elements of the buffer (for a view: of what it is a view of).
+        halo: (before, after) elements around each dimension that are readable and hold zero.
+        slack: elements after the last of every innermost run that may be read and overwritten with anything.
+    """
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    origin: int
+    extent: int
+    halo: tuple[tuple[int, int], ...]
+    slack: int = 0
+
+    @staticmethod
+    def contiguous(shape: Sequence[int]) -> Layout:
+        """C order, no halo."""
+        strides: list[int] = []
+        step = 1
+        for size in reversed(shape):
+            strides.append(step)
+            step *= max(size, 1)
+        return Layout(tuple(shape), tuple(reversed(strides)), 0, math.prod(shape), ((0, 0),) * len(shape))
+
+    @staticmethod
+    def planar(shape: Sequence[int], gaps: Sequence[int], halo: Sequence[tuple[int, int]], lanes: int) -> Layout:
+        """[N][C][planes of (depth,) rows (with gaps between their ends and starts)].
+
+        Args:
+            shape: (N, C, spatial...).
+            gaps: for each spatial dimension, unused elements between one line and the next: the border after one
+                row is the border before the next, so a run of pixels may cross row ends.
+            halo: for each spatial dimension, zeros (before, after); at most the gap, except in the outermost.
+            lanes: of a vector: what a run may overshoot, and the alignment of planes.
+        """
+        spatial = list(shape[2:])
+        strides = [1] * len(spatial)
+        for d in range(len(spatial) - 2, -1, -1):
+            strides[d] = strides[d + 1] * (spatial[d + 1] + gaps[d + 1])
+        before = sum(h[0] * s for h, s in zip(halo, strides))
+        after = sum(h[1] * s for h, s in zip(halo, strides))
+        span = sum((size - 1) * s for size, s in zip(spatial, strides)) + 1
+        # Cache lines per plane odd: planes that all start in the same cache set would throw each other out of L1.
+        line = 16
+        origin = -(-before // line) * line
+        plane = -(-(origin + span + after + lanes) // line)
+        plane = (plane | 1) * line
+        n, c = shape[0], shape[1]
+        return Layout(
+            tuple(shape),
+            (plane * c, plane, *strides),
+            origin,
+            plane * c * n + lanes,
+            ((0, 0), (0, 0), *halo),
+            slack=lanes,
+        )
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie in C order without gaps (dimensions of size 1 do not matter)."""
+        step = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides)):
+            if size != 1 and stride != step:
+                return False
+            step *= size
+        return True
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    def view(self, shape: Sequence[int], strides: Sequence[int], shift: int, halo: Sequence[tuple[int, int]] = ()) -> Layout:
+        """Another look at the same buffer: `shift` is added to the origin."""
+        kept = tuple(halo) or ((0, 0),) * len(shape)
+        return replace(
+            self, shape=tuple(shape), strides=tuple(strides), origin=self.origin + shift, halo=kept, slack=0
+        )
+
+    def narrow(self, axis: int, start: int, size: int) -> Layout:
+        """The part [start, start + size) of one dimension; its halo there is gone."""
+        shape = (*self.shape[:axis], size, *self.shape[axis + 1 :])
+        halo = tuple((0, 0) if d == axis else h for d, h in enumerate(self.halo))
+        whole = replace(self, shape=shape, origin=self.origin + start * self.strides[axis], halo=halo)
+        return whole if axis < 2 else replace(whole, slack=0)
