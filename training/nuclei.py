@@ -178,8 +178,7 @@ class Crops:
 
 def loss_of(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy (outline pixels weigh twice) plus soft Dice of either channel; a scalar."""
-    weight = 1.0 + target[:, 1:]
-    entropy = functional.binary_cross_entropy_with_logits(logits, target, weight=weight)
+    entropy = functional.binary_cross_entropy_with_logits(logits, target, weight=1.0 + target[:, 1:])
     probability = logits.sigmoid()
     both = (probability * target).sum(dim=(0, 2, 3))
     dice = (2 * both + 1) / (probability.sum(dim=(0, 2, 3)) + target.sum(dim=(0, 2, 3)) + 1)
@@ -197,9 +196,8 @@ def prune(network: UNet, sparsity: float) -> dict[str, Tensor]:
     """Zero the smallest `sparsity` of each layer's weights in place; return the masks (1 keeps)."""
     masks = {}
     for name, weight in prunable(network).items():
-        cut = round(sparsity * weight.numel())
         mask = torch.ones(weight.numel())
-        mask[weight.abs().flatten().argsort()[:cut]] = 0
+        mask[weight.abs().flatten().argsort()[: round(sparsity * weight.numel())]] = 0
         masks[name] = mask.view(weight.shape)
         weight.mul_(masks[name])
     return masks

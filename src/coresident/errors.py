@@ -10,6 +10,8 @@
     ├── ArtifactError             a compiled file is corrupt, foreign or too new
     ├── ResourceError             no memory, no disk, no permission
     └── ImageError                a picture or array file can't be read or written
+
+What is worth telling but stops nothing is a `CoresidentWarning`.
 """
 
 from __future__ import annotations
@@ -85,3 +87,7 @@ class ResourceError(Error):
 
 class ImageError(Error):
     """A picture or array file can't be read or written."""
+
+
+class CoresidentWarning(UserWarning):
+    """Something did not work that the result does not depend on, such as the cache."""

@@ -370,10 +370,11 @@ class Function:
             f"{mask.type} {mask.text})"
         )
 
-    def prefetch(self, pointer: Value, index_bytes: Operand = 0, locality: int = 3) -> None:
+    def prefetch(self, pointer: Value, index_bytes: Operand = 0, write: bool = False) -> None:
+        """Ask for a cache line, to be read or to be written."""
         address = self.offset(pointer, index_bytes)
         self.declarations["llvm.prefetch.p0"] = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"
-        self.line(f"call void @llvm.prefetch.p0(ptr {address.text}, i32 0, i32 {locality}, i32 1)")
+        self.line(f"call void @llvm.prefetch.p0(ptr {address.text}, i32 {int(write)}, i32 3, i32 1)")
 
     def var(self, initial: Operand, kind: Type | None = None) -> Variable:
         """A variable that starts with a value (its type is needed for a plain number)."""

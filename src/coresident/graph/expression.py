@@ -107,7 +107,9 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Floor": lambda m, x: m.floor(x),
     "Ceil": lambda m, x: m.ceil(x),
     "Round": lambda m, x: m.round_even(x),
-    "Sign": lambda m, x: m.where(x > 0, m.constant(1, x), m.where(x < 0, m.constant(-1, x), m.constant(0, x) * x)),
+    "Sign": lambda m, x: m.where(
+        x > 0, m.constant(1, x), m.where(x < 0, m.constant(-1, x), m.constant(0, x) * x)
+    ),
     "Exp": lambda m, x: m.exp(x),
     "Log": lambda m, x: m.log(x),
     "Sin": lambda m, x: m.sin(x),
@@ -125,20 +127,29 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "PRelu": lambda m, x, slope: m.where(x < 0, x * slope, x),
     "ThresholdedRelu": lambda m, x, alpha=1.0: m.where(x > m.constant(alpha, x), x, m.constant(0, x)),
     "Elu": lambda m, x, alpha=1.0: m.where(x < 0, m.constant(alpha, x) * (m.exp(x) - m.constant(1, x)), x),
-    "Celu": lambda m, x, alpha=1.0: m.maximum(x, m.constant(0, x))
-    + m.minimum(m.constant(alpha, x) * (m.exp(x / m.constant(alpha, x)) - m.constant(1, x)), m.constant(0, x)),
-    "Selu": lambda m, x, alpha=1.67326319217681884765625, gamma=1.05070102214813232421875: m.constant(gamma, x)
-    * m.where(x > 0, x, m.constant(alpha, x) * (m.exp(x) - m.constant(1, x))),
-    "Softplus": lambda m, x: m.maximum(x, m.constant(0, x))
-    + m.log(m.constant(1, x) + m.exp(m.minimum(x, -x))),
+    "Celu": lambda m, x, alpha=1.0: (
+        m.maximum(x, m.constant(0, x))
+        + m.minimum(
+            m.constant(alpha, x) * (m.exp(x / m.constant(alpha, x)) - m.constant(1, x)), m.constant(0, x)
+        )
+    ),
+    "Selu": lambda m, x, alpha=1.67326319217681884765625, gamma=1.05070102214813232421875: (
+        m.constant(gamma, x) * m.where(x > 0, x, m.constant(alpha, x) * (m.exp(x) - m.constant(1, x)))
+    ),
+    "Softplus": lambda m, x: (
+        m.maximum(x, m.constant(0, x)) + m.log(m.constant(1, x) + m.exp(m.minimum(x, -x)))
+    ),
     "Softsign": lambda m, x: x / (m.constant(1, x) + m.absolute(x)),
     "HardSigmoid": lambda m, x, alpha=0.2, beta=0.5: _clip(
         m, x * m.constant(alpha, x) + m.constant(beta, x), m.constant(0, x), m.constant(1, x)
     ),
-    "HardSwish": lambda m, x: x
-    * _clip(m, x * m.constant(1 / 6, x) + m.constant(0.5, x), m.constant(0, x), m.constant(1, x)),
+    "HardSwish": lambda m, x: (
+        x * _clip(m, x * m.constant(1 / 6, x) + m.constant(0.5, x), m.constant(0, x), m.constant(1, x))
+    ),
     "Swish": lambda m, x, alpha=1.0: x * m.sigmoid(x if alpha == 1.0 else x * m.constant(alpha, x)),
-    "Mish": lambda m, x: x * m.tanh(m.maximum(x, m.constant(0, x)) + m.log(m.constant(1, x) + m.exp(m.minimum(x, -x)))),
+    "Mish": lambda m, x: (
+        x * m.tanh(m.maximum(x, m.constant(0, x)) + m.log(m.constant(1, x) + m.exp(m.minimum(x, -x))))
+    ),
     "Gelu": lambda m, x, approximate="none": _gelu(m, x, approximate),
     "Where": lambda m, c, a, b: m.where(c, a, b),
     "Equal": lambda m, a, b: m.equal(a, b),
@@ -155,7 +166,9 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
 }
 """Name -> the operator, written in terms of a `Math`. A new element-wise operator is one line here."""
 
-COMPARISONS = frozenset(("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "IsNaN", "And", "Or", "Xor", "Not"))
+COMPARISONS = frozenset(
+    ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "IsNaN", "And", "Or", "Xor", "Not")
+)
 """Those whose result is bool."""
 
 

@@ -152,7 +152,9 @@ def sorted_nodes(nodes: Iterable[Node], known: Iterable[str]) -> tuple[Node, ...
                 if name in exists or (name in maker and state[maker[name]] == 2):
                     continue
                 if name not in maker:
-                    raise InvalidModel(f"value {name!r} is made by nothing", node=nodes[i].name, op=nodes[i].op)
+                    raise InvalidModel(
+                        f"value {name!r} is made by nothing", node=nodes[i].name, op=nodes[i].op
+                    )
                 if state[maker[name]] == 1:
                     raise InvalidModel("the graph has a cycle", node=nodes[i].name, op=nodes[i].op)
                 stack.append((maker[name], False))

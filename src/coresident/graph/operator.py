@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,26 @@ def operator(node: Node) -> Operator:
     return found
 
 
+SMALL = 4096
+"""Elements up to which `infer` evaluates what depends on constants alone: arithmetic on shapes, not on weights."""
+
+
+def _with_values(node: Node, inputs: Sequence[Fact | None], results: Sequence[Fact]) -> Sequence[Fact]:
+    arrays = [None if fact is None else fact.value for fact in inputs]
+    unknown = any(a is None and fact is not None for a, fact in zip(arrays, inputs))
+    if unknown or all(fact.value is not None for fact in results):
+        return results
+    if sum(prod(fact.sizes) for fact in results) > SMALL:
+        return results
+    with np.errstate(all="ignore"):
+        return [Fact.of(np.asarray(array)) for array in operator(node).reference(node, arrays)]
+
+
 def infer(graph: Graph) -> Graph:
     """The graph with facts for all its values; all shapes must be known (free dimensions bound).
+
+    Facts of small values that depend on constants and shapes alone hold the value: exporters compute the shapes of
+    a Reshape or Resize in the graph.
 
     Raises:
         InvalidModel: shapes or types contradict; names the node.
@@ -60,14 +79,26 @@ def infer(graph: Graph) -> Graph:
     facts = {name: graph.facts[name] for name in graph.inputs}
     for node in graph.nodes:
         inputs = [
-            None if not name else Fact.of(graph.initializers[name]) if name in graph.initializers else facts[name]
+            None
+            if not name
+            else Fact.of(graph.initializers[name])
+            if name in graph.initializers
+            else facts[name]
             for name in node.inputs
         ]
         try:
-            results = operator(node).infer(node, inputs)
+            results = _with_values(node, inputs, operator(node).infer(node, inputs))
         except Error as error:
             raise error.at(node=node.name, op=node.op) from None
-        except (ValueError, IndexError, TypeError, AttributeError, KeyError, OverflowError, ZeroDivisionError) as error:
+        except (
+            ValueError,
+            IndexError,
+            TypeError,
+            AttributeError,
+            KeyError,
+            OverflowError,
+            ZeroDivisionError,
+        ) as error:
             shapes = [f.shape if f is not None else None for f in inputs]
             raise InvalidModel(
                 f"the inputs do not fit the operator: {error}", node=node.name, op=node.op, shape=shapes
@@ -84,6 +115,7 @@ def evaluate(graph: Graph, feeds: dict[str, Array]) -> dict[str, Array]:
     """
     values: dict[str, Array] = {**graph.initializers, **feeds}
     for node in graph.nodes:
-        results = operator(node).reference(node, [values[name] if name else None for name in node.inputs])
+        with np.errstate(all="ignore"):
+            results = operator(node).reference(node, [values[name] if name else None for name in node.inputs])
         values.update({name: np.asarray(array) for name, array in zip(node.outputs, results) if name})
     return values

@@ -76,6 +76,8 @@ class Plan(Protocol):
     target: Target
     graph: Graph
     threads: int
+    sparse: bool
+    """False: zeros in the weights are to be treated as numbers."""
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of a value, constants included (they are stored as they are, C-contiguous)."""

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from coresident.errors import InputError
+
 MULTIPLE = 8
 """Height and width of the network's input are multiples of this (three 2x2 poolings)."""
 
@@ -25,13 +27,11 @@ Labels = npt.NDArray[np.int32]
 def _colours(image: Image) -> Image:
     """Return the picture as uint8 [height, width, channels] without alpha; reject anything else."""
     if image.dtype != np.uint8:
-        raise TypeError(f"expected a uint8 picture, got {image.dtype}")
+        raise InputError(f"expected a picture of uint8, got {image.dtype}", shape=list(image.shape))
     if image.ndim == 2:
         image = image[:, :, None]
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
-        raise ValueError(
-            f"expected a picture of shape [H, W], [H, W, 3] or [H, W, 4], got {list(image.shape)}"
-        )
+        raise InputError("expected a picture [H, W], [H, W, 3] or [H, W, 4]", shape=list(image.shape))
     return image[:, :, :3]
 
 
@@ -82,7 +82,7 @@ def count(
     Returns int32 labels [H, W] (0 background, 1..n nuclei) and n.
     """
     if probability.ndim != 3 or probability.shape[0] != 2:
-        raise ValueError(f"expected a probability of shape [2, H, W], got {list(probability.shape)}")
+        raise InputError("expected a probability [2, H, W]", shape=list(probability.shape))
     nucleus = probability[0] > threshold
     seeds = _keep(ndimage.label(nucleus & (probability[1] < threshold))[0], minimum_seed)
     patches = ndimage.label(nucleus)[0]
@@ -116,7 +116,9 @@ def overlay(image: Image, labels: npt.NDArray[np.integer]) -> Image:
     """
     colours = _colours(image)
     if labels.shape != colours.shape[:2]:
-        raise ValueError(f"labels {list(labels.shape)} do not fit a picture of {list(colours.shape[:2])}")
+        raise InputError(
+            f"the labels do not fit a picture {list(colours.shape[:2])}", shape=list(labels.shape)
+        )
     spread = np.repeat(colours, 3 // colours.shape[2], axis=2).astype(np.float32)
     drawn: Image = np.rint(_stretch(spread) * 255.0).astype(np.uint8)
     cross = ndimage.generate_binary_structure(2, 1)

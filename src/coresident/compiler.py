@@ -1,0 +1,128 @@
+"""From a model to a program: read, bind the shapes, optimise, lower."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coresident.codegen import llvm
+from coresident.codegen.target import NAMED, Target
+from coresident.errors import InputError, TargetError
+from coresident.graph.graph import Fact, Graph
+from coresident.onnx import reader
+from coresident.passes import pipeline
+from coresident.runtime import cpu
+from coresident.runtime.program import Program
+from coresident.schedule.planner import Planner
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as read.
+
+    Args:
+        graph: the portable graph, free dimensions still free.
+        digest: sha256 of its content.
+        name: of the file, for messages.
+    """
+
+    graph: Graph
+    digest: str
+    name: str
+
+
+def host_target() -> Target:
+    """The CPU that this process runs on.
+
+    Raises:
+        TargetError: it has neither AVX2 and FMA nor NEON.
+    """
+    triple, name, features = llvm.host()
+    bits, registers = 128, 32
+    if triple.startswith("x86_64"):
+        wide = {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= features
+        bits, registers = (512, 32) if wide else (256, 16)
+    caches = cpu.caches()
+    return Target(triple, name, features, bits, registers, caches.l1d or 32 << 10, caches.l2 or 512 << 10)
+
+
+def target_named(name: str) -> Target:
+    """A target by its name; "host" is this machine.
+
+    Raises:
+        TargetError: no such name; lists them.
+    """
+    if name == "host":
+        return host_target()
+    if name not in NAMED:
+        raise TargetError(f"no target {name!r}; there are host, {', '.join(NAMED)}")
+    return NAMED[name]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What changes the code.
+
+    Args:
+        target: the CPU to compile for.
+        threads: workers that will run it: the work is cut accordingly.
+        sparse: False compiles zeros as if they were numbers (what the speed-up is measured against).
+    """
+
+    target: Target = field(default_factory=host_target)
+    threads: int = 1
+    sparse: bool = True
+
+
+def load(source: str | os.PathLike[str] | bytes) -> Model:
+    """Read a model.
+
+    Raises:
+        ModelError: it can't be used; says why.
+    """
+    graph = reader.read(source if isinstance(source, bytes) else Path(source))
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    name = "" if isinstance(source, bytes) else Path(source).name
+    return Model(graph, hashlib.sha256(content).hexdigest(), name)
+
+
+def bind(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
+    """The graph with its inputs' shapes fixed; the same free name must have one size throughout.
+
+    Raises:
+        InputError: a shape that the model does not admit.
+    """
+    sizes: dict[str, int] = {}
+    facts = dict(graph.facts)
+    for name in graph.inputs:
+        fact = graph.facts[name]
+        shape = shapes.get(name, fact.shape)
+        if len(shape) != len(fact.shape):
+            raise InputError(f"input {name!r} has {len(fact.shape)} dimensions, {fact.shape}", shape=shape)
+        for want, have in zip(fact.shape, shape):
+            if not isinstance(have, int):
+                raise InputError(f"input {name!r}: the size of {have!r} must be given", shape=fact.shape)
+            known = want if isinstance(want, int) else sizes.setdefault(want, have) if want else have
+            if known != have:
+                raise InputError(f"input {name!r}: {have} where the model takes {want}={known}", shape=shape)
+        facts[name] = Fact(fact.dtype, tuple(shape))
+    return graph.with_(facts=facts)
+
+
+def compile_graph(graph: Graph, options: Options, name: str = "") -> Program:
+    """Optimise and lower a graph whose shapes are all known."""
+    start = time.perf_counter()
+    optimised = pipeline.optimise(graph)
+    planner = Planner(optimised, options.target, options.threads, options.sparse)
+    program = planner.program({"model": name})
+    program.info["compile_seconds"] = time.perf_counter() - start
+    return program
+
+
+def compile(model: Model, shapes: Mapping[str, tuple[int, ...]], options: Options) -> Program:
+    """Compile a model for these input shapes (inputs whose shapes are fixed may be left out)."""
+    return compile_graph(bind(model.graph, shapes), options, model.name)

@@ -1,0 +1,122 @@
+"""Conv and ConvTranspose in any number of spatial dimensions. Source: ONNX Conv-22 and ConvTranspose-22.
+
+Both may carry an epilogue (`operators.epilogue`), whose operands follow X, W and B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from coresident.errors import InvalidModel
+from coresident.graph.graph import Fact, Node
+from coresident.graph.operator import register
+from coresident.graph.operators.epilogue import epilogue_fact, with_epilogue
+from coresident.graph.operators.operands import floating, optional, required, same_type
+from coresident.graph.operators.windows import TransposedWindow, Window
+
+Array = np.ndarray[Any, Any]
+
+
+def _operands(node: Node, facts: Sequence[Fact | None]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """The sizes of X and W and the number of groups, checked against each other."""
+    x, w, b = required(facts, 0, "X"), required(facts, 1, "the weights W"), optional(facts, 2)
+    floating(x)
+    same_type([f for f in (x, w, b) if f is not None])
+    data, weights, group = x.sizes, w.sizes, int(node.get("group", 1))
+    if len(data) < 3 or len(weights) != len(data):
+        raise InvalidModel(
+            "X must be [N, C, spatial...] and W have as many dimensions", shape=(x.shape, w.shape)
+        )
+    if group < 1 or data[1] % group or weights[0] % group:
+        raise InvalidModel(
+            f"group {group} must divide the channels of X and the first dimension of W", shape=(data, weights)
+        )
+    kernel = node.get("kernel_shape")
+    if kernel and tuple(kernel) != weights[2:]:
+        raise InvalidModel(f"kernel_shape {tuple(kernel)} is not that of W", shape=weights)
+    return data, weights, group
+
+
+def _check_bias(facts: Sequence[Fact | None], channels: int) -> None:
+    b = optional(facts, 2)
+    if b is not None and b.shape != (channels,):
+        raise InvalidModel(f"B must be [{channels}], one number an output channel", shape=b.shape)
+
+
+def _conv_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
+    data, weights, group = _operands(node, facts)
+    if weights[1] * group != data[1]:
+        raise InvalidModel(
+            f"W reads {weights[1]} channels a group in {group} groups; X with {data[1]} channels needs "
+            f"{data[1] // group}",
+            shape=(data, weights),
+        )
+    _check_bias(facts, weights[0])
+    window = Window.of(node, data[2:], weights[2:])
+    result = Fact(required(facts, 0, "X").dtype, (data[0], weights[0], *window.output(data[2:])))
+    return [epilogue_fact(node, result, facts, 3)]
+
+
+def _conv_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
+    x, w, b = required(arrays, 0, "X"), required(arrays, 1, "W"), optional(arrays, 2)
+    group, batch, outputs = int(node.get("group", 1)), x.shape[0], w.shape[0]
+    window = Window.of(node, x.shape[2:], w.shape[2:])
+    spatial = window.output(x.shape[2:])
+    padded = window.padded(x, spatial, 0)
+    weights = w.reshape(group, outputs // group, w.shape[1], prod(window.kernel))
+    result = np.zeros((batch, group, outputs // group, prod(spatial)), x.dtype)
+    for k, position in enumerate(product(*(range(size) for size in window.kernel))):
+        seen = window.tap(padded, position, spatial).reshape(batch, group, w.shape[1], prod(spatial))
+        result += np.matmul(weights[..., k], seen)
+    y = result.reshape(batch, outputs, *spatial)
+    if b is not None:
+        y += b.reshape(-1, *(1,) * len(spatial))
+    return [with_epilogue(node, y, arrays, 3)]
+
+
+def _transposed_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
+    data, weights, group = _operands(node, facts)
+    if weights[0] != data[1]:
+        raise InvalidModel(f"W reads {weights[0]} channels; X has {data[1]}", shape=(data, weights))
+    channels = weights[1] * group
+    _check_bias(facts, channels)
+    window = TransposedWindow.of(node, data[2:], weights[2:])
+    result = Fact(required(facts, 0, "X").dtype, (data[0], channels, *window.output))
+    return [epilogue_fact(node, result, facts, 3)]
+
+
+def _transposed_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
+    x, w, b = required(arrays, 0, "X"), required(arrays, 1, "W"), optional(arrays, 2)
+    group, batch, spatial = int(node.get("group", 1)), x.shape[0], x.shape[2:]
+    channels = w.shape[1] * group
+    window = TransposedWindow.of(node, spatial, w.shape[2:])
+    reach = [
+        max((i - 1) * s + (k - 1) * d + 1, o + p)
+        for i, s, k, d, o, p in zip(
+            spatial, window.strides, window.kernel, window.dilations, window.output, window.pads_begin
+        )
+    ]
+    full = np.zeros((batch, channels, *reach), x.dtype)
+    data = x.reshape(batch, group, x.shape[1] // group, prod(spatial))
+    weights = np.swapaxes(w.reshape(group, w.shape[0] // group, w.shape[1], prod(window.kernel)), 1, 2)
+    for k, position in enumerate(product(*(range(size) for size in window.kernel))):
+        part = np.matmul(weights[..., k], data)
+        place = tuple(
+            slice(p * d, p * d + (i - 1) * s + 1, s)
+            for p, d, i, s in zip(position, window.dilations, spatial, window.strides)
+        )
+        full[(slice(None), slice(None), *place)] += part.reshape(batch, channels, *spatial)
+    cut = tuple(slice(p, p + o) for p, o in zip(window.pads_begin, window.output))
+    y = full[(slice(None), slice(None), *cut)].copy()
+    if b is not None:
+        y += b.reshape(-1, *(1,) * len(spatial))
+    return [with_epilogue(node, y, arrays, 3)]
+
+
+register("Conv", _conv_infer, _conv_reference)
+register("ConvTranspose", _transposed_infer, _transposed_reference)

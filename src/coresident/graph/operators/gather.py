@@ -1,0 +1,86 @@
+"""Operators that pick elements by index. Source: ONNX Gather-13, GatherElements-13, OneHot-28."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from coresident.errors import InvalidModel
+from coresident.graph.graph import Fact, Node
+from coresident.graph.operator import register
+from coresident.graph.operators.operands import axis_in, required, values
+
+Array = np.ndarray[Any, Any]
+
+
+def _check_indices(indices: Fact, size: int) -> None:
+    """Constant indices are checked while shapes are inferred; those known at run time only, by what runs."""
+    if indices.dtype not in (np.int32, np.int64):
+        raise InvalidModel(f"indices must be int32 or int64, not {indices.dtype}", shape=indices.shape)
+    known = indices.value
+    if known is not None and known.size and not -size <= int(known.min()) <= int(known.max()) < size:
+        raise InvalidModel(f"indices from {known.min()} to {known.max()} reach outside [{-size}, {size - 1}]")
+
+
+def _gather_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
+    x, indices = required(facts, 0, "the data"), required(facts, 1, "indices")
+    shape = x.sizes
+    axis = axis_in(int(node.get("axis", 0)), len(shape))
+    _check_indices(indices, shape[axis])
+    return [Fact(x.dtype, (*shape[:axis], *indices.sizes, *shape[axis + 1 :]))]
+
+
+def _gather(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
+    indices = required(arrays, 1, "indices")
+    return [np.asarray(np.take(required(arrays, 0, "the data"), indices, axis=int(node.get("axis", 0))))]
+
+
+def _gather_elements_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
+    x, indices = required(facts, 0, "the data"), required(facts, 1, "indices")
+    shape, wanted = x.sizes, indices.sizes
+    axis = axis_in(int(node.get("axis", 0)), len(shape))
+    if len(wanted) != len(shape) or any(w > s for i, (w, s) in enumerate(zip(wanted, shape)) if i != axis):
+        raise InvalidModel(
+            f"indices must fit into the data in all dimensions but {axis}", shape=(shape, wanted)
+        )
+    _check_indices(indices, shape[axis])
+    return [Fact(x.dtype, wanted)]
+
+
+def _gather_elements(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
+    x, indices = required(arrays, 0, "the data"), required(arrays, 1, "indices")
+    axis = axis_in(int(node.get("axis", 0)), x.ndim)
+    cut = tuple(slice(None) if i == axis else slice(size) for i, size in enumerate(indices.shape))
+    return [np.take_along_axis(x[cut], np.where(indices < 0, indices + x.shape[axis], indices), axis)]
+
+
+def _depth(depth: Array | None) -> int:
+    if depth is None or depth.size != 1 or int(depth.reshape(())) < 0:
+        raise InvalidModel(f"depth must be one number of at least 0, not {depth}")
+    return int(depth.reshape(()))
+
+
+def _one_hot_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
+    indices, pair = required(facts, 0, "indices"), required(facts, 2, "values")
+    depth = _depth(values(facts, 1, ["depth"])[0])
+    if pair.shape != (2,):
+        raise InvalidModel("values must be [2], off and on", shape=pair.shape)
+    shape = indices.sizes
+    axis = axis_in(int(node.get("axis", -1)), len(shape) + 1)
+    return [Fact(pair.dtype, (*shape[:axis], depth, *shape[axis:]))]
+
+
+def _one_hot(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
+    indices, pair = required(arrays, 0, "indices"), required(arrays, 2, "values")
+    depth = _depth(required(arrays, 1, "depth"))
+    axis = axis_in(int(node.get("axis", -1)), indices.ndim + 1)
+    places = np.arange(depth).reshape(-1, *(1,) * (indices.ndim - axis))
+    wanted = np.expand_dims(np.where(indices < 0, indices + depth, indices), axis)
+    return [np.where(wanted == places, pair[1], pair[0])]
+
+
+register("Gather", _gather_infer, _gather)
+register("GatherElements", _gather_elements_infer, _gather_elements)
+register("OneHot", _one_hot_infer, _one_hot)

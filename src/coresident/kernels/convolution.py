@@ -1,0 +1,74 @@
+"""Convolution in one, two or three dimensions: chooses the kernel, packs, emits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from coresident.errors import UnsupportedModel
+from coresident.graph.graph import Node
+from coresident.kernels import dense, depthwise, geometry, sparse
+from coresident.kernels.epilogue import Epilogue
+from coresident.kernels.lowering import Plan, lowers
+
+
+def constant_weights(node: Node, plan: Plan) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
+    """The weights and the bias of a node, which must be constant.
+
+    Raises:
+        UnsupportedModel: they are computed in the network.
+    """
+    weights = plan.graph.constant(node.inputs[1])
+    bias = plan.graph.constant(node.input(2))
+    if weights is None or (node.input(2) and bias is None):
+        raise UnsupportedModel("weights and bias must be constant; these are computed by the network")
+    if weights.dtype != np.float32:
+        raise UnsupportedModel(f"weights of type {weights.dtype}; float32 is supported")
+    return weights, bias
+
+
+@lowers("Conv", halo=geometry.halo, flat=True)
+def convolution(node: Node, plan: Plan) -> None:
+    """Conv (ONNX 22), with the epilogue that fusion attached."""
+    weights, bias = constant_weights(node, plan)
+    groups = node.get("group", 1)
+    outputs = weights.shape[0]
+    taps = math.prod(weights.shape[2:])
+    out = plan.tensor(node.outputs[0])
+    if 0 in out.shape:
+        return
+    full_bias = np.zeros(outputs, np.float32) if bias is None else bias
+    epilogue = Epilogue.of(node, plan, 3)
+    shape = dense.Shape(
+        out.shape[0], groups, weights.shape[1], outputs // groups, taps, math.prod(out.shape[2:])
+    )
+    nonzeros = int(np.count_nonzero(weights))
+    info: dict[str, Any] = {
+        "op": node.op,
+        "shape": list(out.shape),
+        "kernel_shape": list(weights.shape),
+        "epilogue": epilogue.name,
+        "macs": shape.macs,
+        "nonzero_macs": shape.batch * shape.pixels * nonzeros,
+        "sparsity": 1 - nonzeros / max(1, weights.size),
+        "why": [],
+    }
+    if shape.inputs == 1 and shape.outputs <= 4 and groups > 1:
+        depthwise.emit(node, plan, weights, full_bias, out, epilogue, info)
+        return
+    g = geometry.geometry(node, plan)
+    split = weights.reshape(groups, outputs // groups, weights.shape[1], taps)
+    as_dense = dense.choose(plan, g, shape, out, epilogue)
+    if plan.sparse and nonzeros < weights.size:
+        as_sparse = sparse.choose(plan, g, shape, split, out, epilogue)
+        if as_sparse.cycles < as_dense.cycles:
+            sparse.emit(plan, g, shape, as_sparse, split, full_bias, out, epilogue, info)
+            return
+        if info["sparsity"] > 0.3:
+            info["why"].append(
+                f"dense: skipping {info['sparsity']:.0%} zeros would take "
+                f"{as_sparse.cycles / as_dense.cycles:.2f} times as long"
+            )
+    dense.emit(plan, g, shape, as_dense, split, full_bias, out, epilogue, info)

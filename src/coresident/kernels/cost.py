@@ -1,0 +1,88 @@
+"""How long a convolution will take, in cycles of one core: what kernels and tiles are chosen by.
+
+The figures are those of recent x86 cores: two vector loads and two multiply-adds a cycle from L1 with 256-bit vectors
+(one of each with 512-bit ones), about one vector a cycle or less from L2. `bench/cost.py` compares the model's answers with measurements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coresident.codegen.target import Target
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of one core, a cycle.
+
+    Args:
+        loads: vectors loaded from L1.
+        fmas: vector multiply-adds.
+        issue: instructions.
+        l2_bytes, l3_bytes: streamed from those caches.
+        mispredict: cycles lost to a mispredicted branch.
+        l1_bytes: of L1 that a tile's activations may fill.
+        cache: of L2.
+    """
+
+    loads: float
+    fmas: float
+    issue: float
+    l2_bytes: float
+    l3_bytes: float
+    mispredict: float
+    l1_bytes: int
+    cache: int
+
+    @staticmethod
+    def of(target: Target) -> Machine:
+        wide = target.vector_bits == 512
+        narrow = target.vector_bits == 128
+        return Machine(
+            loads=1 if wide else 2,
+            fmas=1 if wide else 2,
+            issue=5 if not narrow else 4,
+            l2_bytes=32 if wide else 27,
+            l3_bytes=10,
+            mispredict=18,
+            l1_bytes=target.l1_bytes * 3 // 4,
+            cache=target.l2_bytes * 3 // 4,
+        )
+
+
+def dense_tile(
+    machine: Machine, vectors: int, rows: int, depth: float, vector_bytes: int, resident: bool
+) -> float:
+    """Cycles for one tile of `vectors` x `rows` accumulators over `depth` products each.
+
+    Args:
+        resident: whether the tile's activations lie in L1.
+    """
+    fma = vectors * rows / machine.fmas
+    load = (vectors + rows) / machine.loads
+    # One multiply-add for each broadcast keeps the front end from running ahead: measured half as fast.
+    issue = (vectors + rows + vectors * rows + 1) / machine.issue * (1.8 if vectors == 1 and rows > 1 else 1.0)
+    latency = 4.0  # a multiply-add's result can be added to only four cycles later
+    far = 0.0 if resident else vectors * vector_bytes / machine.l2_bytes * 1.5
+    return depth * max(fma, load, issue, latency, far) + 15 + rows * vectors * 1.5
+
+
+def sparse_rows(
+    machine: Machine, vectors: int, shared: int, nonzeros: float, rows: float, changes: float, unaligned: bool,
+    resident: bool, vector_bytes: int,
+) -> float:
+    """Cycles for one tile over `rows` groups of `shared` output channels that hold `nonzeros` products each.
+
+    Args:
+        changes: how many of the rows have another number of nonzeros than the row before: each is a mispredict.
+        unaligned: half of the vectors then touch two cache lines.
+        resident: whether the tile's activations lie in L1.
+    """
+    per_vector = 1.5 if unaligned else 1.0
+    load = (vectors * per_vector + shared) / machine.loads
+    fma = vectors * shared / machine.fmas
+    issue = (vectors * max(shared, 1) + (vectors if shared > 1 else 0) + shared + 1.5) / machine.issue
+    far = 0.0 if resident else vectors * vector_bytes * (1.25 if unaligned else 1.0) / machine.l2_bytes
+    body = nonzeros * max(load, fma, issue, far, 4.0 if vectors * shared < 8 else 0.0)
+    ends = 8 + 1.5 * vectors * shared
+    return rows * (body + ends) + changes * machine.mispredict

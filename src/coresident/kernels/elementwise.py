@@ -1,0 +1,108 @@
+"""Element-wise operators, single or fused, with numpy's broadcasting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
+
+from coresident.codegen.builder import Function
+from coresident.codegen.math import CodeMath, Typed, typed_constant
+from coresident.graph.expression import ELEMENTWISE, Expression
+from coresident.graph.graph import Node
+from coresident.graph.operators.elementwise import attributes_of
+from coresident.kernels.loopnest import nest
+from coresident.kernels.lowering import Plan, Tensor, lowers
+
+Formula = Callable[[CodeMath, Sequence[Typed | None]], Typed]
+"""The result from the node's inputs, None for one left out."""
+
+
+@lowers(*sorted(ELEMENTWISE.keys() - {"Identity", "Max", "Min", "Clip"}))
+def single(node: Node, plan: Plan) -> None:
+    """One operator of `ELEMENTWISE`."""
+    act, attributes = ELEMENTWISE[node.op], attributes_of(node)
+    compute(node, plan, lambda math, values: act(math, *values, **attributes))
+
+
+@lowers("Max", "Min")
+def extremum(node: Node, plan: Plan) -> None:
+    """Max and Min of any number of inputs; a NaN anywhere passes."""
+    act = ELEMENTWISE[node.op]
+    compute(node, plan, lambda math, values: reduce(lambda a, b: act(math, a, b), _all(values)))
+
+
+@lowers("Sum", "Mean")
+def total(node: Node, plan: Plan) -> None:
+    """Sum and Mean of any number of inputs."""
+
+    def formula(math: CodeMath, values: Sequence[Typed | None]) -> Typed:
+        terms = _all(values)
+        result = reduce(lambda a, b: a + b, terms)
+        return math.divide(result, math.constant(len(terms), result)) if node.op == "Mean" else result
+
+    compute(node, plan, formula)
+
+
+@lowers("Clip")
+def clip(node: Node, plan: Plan) -> None:
+    """Clip with bounds left out or computed."""
+    act = ELEMENTWISE["Clip"]
+    compute(node, plan, lambda math, values: act(math, *values))
+
+
+@lowers("CastLike")
+def cast_like(node: Node, plan: Plan) -> None:
+    """Cast to the type of the second input."""
+    dtype = plan.tensor(node.outputs[0]).dtype.name
+    alone = node.with_(inputs=node.inputs[:1])
+    compute(alone, plan, lambda math, values: math.cast(_all(values)[0], dtype))
+
+
+@lowers("Elementwise")
+def fused(node: Node, plan: Plan) -> None:
+    """A fused chain: attribute "expression" over the node's inputs."""
+    expression: Expression = node.attributes["expression"]
+
+    def formula(math: CodeMath, values: Sequence[Typed | None]) -> Typed:
+        result: Typed = expression.evaluate(math, values)
+        return result
+
+    compute(node, plan, formula, f"loopnest {expression}")
+
+
+def _all(values: Sequence[Typed | None]) -> list[Typed]:
+    return [value for value in values if value is not None]
+
+
+def compute(node: Node, plan: Plan, formula: Formula, kernel: str = "loopnest") -> None:
+    """Emit the node's only output as a formula of its inputs; constants of one element are written into the code."""
+    tensors: list[Tensor] = []
+    places: list[Callable[[Function, Sequence[Typed], int], Typed | None]] = []
+
+    def known(number: Any, dtype: str) -> Callable[[Function, Sequence[Typed], int], Typed]:
+        return lambda f, loaded, lanes: typed_constant(f, number, dtype, lanes)
+
+    def read(position: int) -> Callable[[Function, Sequence[Typed], int], Typed]:
+        return lambda f, loaded, lanes: loaded[position]
+
+    for name in node.inputs:
+        constant = plan.graph.constant(name)
+        if not name:
+            places.append(lambda f, loaded, lanes: None)
+        elif constant is not None and constant.size == 1:
+            places.append(known(constant.reshape(()).item(), constant.dtype.name))
+        else:
+            places.append(read(len(tensors)))
+            tensors.append(plan.tensor(name))
+
+    def vector(f: Function, loaded: Sequence[Typed], lanes: int) -> Typed:
+        return formula(CodeMath(f), [place(f, loaded, lanes) for place in places])
+
+    nest(
+        plan,
+        plan.tensor(node.outputs[0]),
+        tensors,
+        vector,
+        {"op": node.op, "nodes": [node.name], "kernel": kernel},
+    )

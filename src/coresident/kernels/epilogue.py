@@ -1,0 +1,151 @@
+"""What happens to a sum of products before it is stored: bias is in it already; residual, activation, border."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from coresident.codegen.builder import Function, Value
+from coresident.codegen.math import evaluate
+from coresident.codegen.types import F32, Type
+from coresident.graph.expression import Expression
+from coresident.graph.graph import Node
+from coresident.kernels.lowering import Operand, Plan, Tensor
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """The element-wise tail that fusion attached to a node.
+
+    Args:
+        expression: its input 0 is the sum; None if there is nothing to do.
+        kinds: of each further input: ("full", i) the i-th tensor of the output's shape, ("channel", i) the i-th array
+            of one number a channel, ("scalar", number).
+        tensors: of the output's shape (residuals).
+        channels: [C] float32 arrays.
+    """
+
+    expression: Expression | None
+    kinds: tuple[tuple[str, Any], ...]
+    tensors: tuple[Tensor, ...]
+    channels: tuple[np.ndarray[Any, Any], ...]
+
+    @staticmethod
+    def of(node: Node, plan: Plan, first_extra: int) -> Epilogue:
+        """Read it from the node; the inputs from `first_extra` on belong to it."""
+        expression = node.get("epilogue")
+        if expression is None:
+            return Epilogue(None, (), (), ())
+        out = plan.graph.facts[node.outputs[0]].sizes
+        kinds: list[tuple[str, Any]] = []
+        tensors: list[Tensor] = []
+        channels: list[np.ndarray[Any, Any]] = []
+        for name in node.inputs[first_extra:]:
+            array = plan.graph.constant(name)
+            if array is None:
+                kinds.append(("full", len(tensors)))
+                tensors.append(plan.planar(name))
+            elif array.size == 1:
+                kinds.append(("scalar", float(array.reshape(()))))
+            else:
+                kinds.append(("channel", len(channels)))
+                full = np.broadcast_to(array, (1, *out[1:])) if array.ndim != len(out) else array
+                channels.append(np.ascontiguousarray(full.reshape(out[1], -1)[:, 0], np.float32))
+        return Epilogue(expression, tuple(kinds), tuple(tensors), tuple(channels))
+
+    def operands(self, plan: Plan) -> list[Operand]:
+        """Argument words: the tensors, then the channel arrays."""
+        return [*(t.address for t in self.tensors), *(plan.constant(c) for c in self.channels)]
+
+    @property
+    def words(self) -> int:
+        return len(self.tensors) + len(self.channels)
+
+    @property
+    def name(self) -> str:
+        return str(self.expression) if self.expression is not None else ""
+
+    def apply(self, f: Function, total: Value, tensors: Sequence[Value], channels: Sequence[Value]) -> Value:
+        """The result for one vector: `tensors` are the loaded vectors, `channels` the scalars of this channel."""
+        if self.expression is None:
+            return total
+        values = [total]
+        for kind, which in self.kinds:
+            if kind == "full":
+                values.append(tensors[which])
+            elif kind == "channel":
+                values.append(f.splat(channels[which], total.type))
+            else:
+                values.append(f.constant(which, total.type))
+        return evaluate(f, self.expression, values)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Stores rows of a convolution's output: epilogue, border, masked ends.
+
+    Args:
+        epilogue: applied first.
+        pointers: of y, then of the epilogue's tensors.
+        channel_pointers: of the epilogue's channel arrays.
+        channel_strides: elements between channels, of y and of the tensors.
+        mask: pointer to the border mask (int32, one a pixel of the flat run), or None.
+        vector: type of a register.
+    """
+
+    epilogue: Epilogue
+    pointers: tuple[Value, ...]
+    channel_pointers: tuple[Value, ...]
+    channel_strides: tuple[int, ...]
+    mask: Value | None
+    vector: Type
+
+    def prefetch(self, f: Function, channel: Value, vectors: int, offsets: Sequence[Value]) -> None:
+        """Ask for the lines that `store` will write and read.
+
+        Stores leave the core in order: each that misses L1 would hold up those after it for the time of an L2 access,
+        which for a short row is longer than its sum.
+        """
+        for i, (pointer, stride, at) in enumerate(zip(self.pointers, self.channel_strides, offsets)):
+            row = f.offset(pointer, channel * stride + at, F32)
+            for line in range(0, vectors * self.vector.bytes, 64):
+                f.prefetch(row, line, write=i == 0)
+
+    def store(
+        self, f: Function, channel: Value, totals: Sequence[Value], offsets: Sequence[Value], last: int
+    ) -> None:
+        """Finish one output channel's vectors of a tile and store them.
+
+        Args:
+            channel: I64 index.
+            totals: the sums, vector by vector.
+            offsets: elements from pixel 0 to the tile's first, in y and in each tensor.
+            last: pixels of the last vector to be written.
+        """
+        lanes = self.vector.lanes
+        scalars = [f.load(F32, pointer, channel) for pointer in self.channel_pointers]
+        rows = [
+            f.offset(pointer, channel * stride + at, F32)
+            for pointer, stride, at in zip(self.pointers, self.channel_strides, offsets)
+        ]
+        for v, total in enumerate(totals):
+            partial = v == len(totals) - 1 and last < lanes
+            first = f.first(last, lanes) if partial else None
+            loaded = [
+                f.load_masked(self.vector, row, v * lanes, first)
+                if first is not None
+                else f.load(self.vector, row, v * lanes)
+                for row in rows[1:]
+            ]
+            result = self.epilogue.apply(f, total, loaded, scalars)
+            if first is not None:
+                f.store_masked(result, rows[0], v * lanes, first)
+                continue
+            if self.mask is not None:
+                bits = Type("i", 32, lanes)
+                real = f.load(bits, self.mask, offsets[0] + v * lanes)
+                result = f.bitcast(f.bitcast(result, bits) & real, self.vector)
+            f.store(result, rows[0], v * lanes)

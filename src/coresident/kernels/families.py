@@ -1,0 +1,31 @@
+"""Imports every kernel family, so that all stand in the table."""
+
+from __future__ import annotations
+
+from coresident.kernels import (
+    convolution,
+    depthwise,
+    elementwise,
+    matmul,
+    movement,
+    normalization,
+    pooling,
+    reduction,
+    resize,
+    transposed,
+)
+from coresident.kernels.lowering import FAMILIES
+
+__all__ = [
+    "FAMILIES",
+    "convolution",
+    "depthwise",
+    "elementwise",
+    "matmul",
+    "movement",
+    "normalization",
+    "pooling",
+    "reduction",
+    "resize",
+    "transposed",
+]

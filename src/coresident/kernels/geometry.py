@@ -1,0 +1,193 @@
+"""A convolution as a list of constant offsets from one pointer, and its output as runs of pixels.
+
+The planes of the input carry their border of zeros, so tap (i, j) of the kernel is the pixel at a fixed distance from
+the output's. A strided convolution reads planes split by phase: with stride 2, pixel 2o + q of a row is pixel o + q//2
+of the phase q mod 2, so that within a phase the stride is 1.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coresident.graph.graph import Graph, Node
+from coresident.graph.operators.windows import Window
+from coresident.kernels import phases
+from coresident.kernels.layout import Layout
+from coresident.kernels.lowering import Plan, Tensor
+
+
+def window(node: Node, graph: Graph) -> Window:
+    """The window of a convolution node."""
+    x, w = graph.fact(node.inputs[0]), graph.fact(node.inputs[1])
+    assert x is not None
+    assert w is not None
+    return Window.of(node, x.sizes[2:], w.sizes[2:])
+
+
+def halo(node: Node, graph: Graph) -> tuple[tuple[int, int], ...]:
+    """The zeros around its input that a convolution reads; none if strided, since it reads a copy split by phase."""
+    w = window(node, graph)
+    if any(s != 1 for s in w.strides):
+        return ((0, 0),) * len(w.kernel)
+    spatial, out = graph.facts[node.inputs[0]].sizes[2:], graph.facts[node.outputs[0]].sizes[2:]
+    return tuple(
+        (begin, max(0, o - 1 + (k - 1) * d - begin - (s - 1)))
+        for s, o, k, d, begin in zip(spatial, out, w.kernel, w.dilations, w.pads_begin)
+    )
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a convolution reads.
+
+    Args:
+        source: the planes, with their border; split by phase if the convolution is strided.
+        taps: for each kernel position in C order, elements from an output pixel to what the tap reads.
+        batch_stride, channel_stride: elements between pictures and between channels.
+        strides: elements between neighbouring output pixels, one a spatial dimension.
+    """
+
+    source: Tensor
+    taps: tuple[int, ...]
+    batch_stride: int
+    channel_stride: int
+    strides: tuple[int, ...]
+
+
+def geometry(node: Node, plan: Plan) -> Geometry:
+    """Make the input ready to be read with unit stride, by a copy if need be."""
+    w = window(node, plan.graph)
+    if all(s == 1 for s in w.strides):
+        x = plan.planar(node.inputs[0], halo(node, plan.graph))
+        strides = x.layout.strides[2:]
+        taps = tuple(
+            sum((i * d - begin) * s for i, d, begin, s in zip(position, w.dilations, w.pads_begin, strides))
+            for position in itertools.product(*map(range, w.kernel))
+        )
+        return Geometry(x, taps, x.layout.strides[0], x.layout.strides[1], strides)
+    split = phases.split(plan, plan.tensor(node.inputs[0]), w, plan.tensor(node.outputs[0]).layout)
+    layout = split.tensor.layout
+    strides = layout.strides[3:]
+    taps = []
+    for position in itertools.product(*map(range, w.kernel)):
+        at = [i * d - begin for i, d, begin in zip(position, w.dilations, w.pads_begin)]
+        phase = split.index[tuple(a % s for a, s in zip(at, w.strides))]
+        taps.append(phase * layout.strides[2] + sum(a // s * step for a, s, step in zip(at, w.strides, strides)))
+    return Geometry(split.tensor, tuple(taps), layout.strides[0], layout.strides[1], strides)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The output cut into runs of pixels, each of whole vectors.
+
+    Args:
+        table: [tiles, 2 + number of extra operands] int32: elements from pixel 0 to the run's first pixel, in the
+            input, the output and each extra operand.
+        full: how many of the tiles come first and have `vectors` vectors; the others have `rest_vectors`.
+        vectors, rest_vectors: vectors of a tile.
+        full_last, rest_last: pixels written by a tile's last vector; all lanes where overshooting is harmless.
+        flat: whether runs cross row ends; then what lies between rows is written too.
+        pixels: of real output covered.
+    """
+
+    table: np.ndarray
+    full: int
+    vectors: int
+    rest_vectors: int
+    full_last: int
+    rest_last: int
+    flat: bool
+    pixels: int
+
+    @property
+    def count(self) -> int:
+        return len(self.table)
+
+    @property
+    def vector_steps(self) -> int:
+        """Vectors computed over all tiles: what the time goes with."""
+        return self.full * self.vectors + (self.count - self.full) * self.rest_vectors
+
+
+def can_run_flat(strides: Sequence[int], out: Layout, extras: Sequence[Layout], lanes: int) -> bool:
+    """Whether a run of pixels may cross row ends: all lie with the same gaps, and may be overshot."""
+    spatial = out.shape[2:]
+
+    def same(layout: Layout) -> bool:
+        return all(a == b for a, b, size in zip(layout.strides[2:], strides, spatial) if size > 1)
+
+    return out.slack >= lanes and all(map(same, (out, *extras))) and all(e.slack >= lanes for e in extras)
+
+
+def tiles(
+    strides: Sequence[int], out: Layout, extras: Sequence[Layout], lanes: int, vectors: int, flat: bool
+) -> Tiles:
+    """Cut the output's pixels into runs of `vectors` vectors, and a shorter run where they end.
+
+    Args:
+        strides: of the input, one a spatial dimension.
+        out, extras: layouts of the output and of other operands of its shape.
+        lanes: pixels in a vector.
+        vectors: in a tile.
+        flat: one run over all rows (`can_run_flat`), or one for each row.
+    """
+    spatial = out.shape[2:]
+    columns = [tuple(strides), out.strides[2:], *(e.strides[2:] for e in extras)]
+    if flat:
+        starts = np.zeros((1, len(columns)), np.int64)
+        length = sum((size - 1) * s for size, s in zip(spatial, strides)) + 1
+    else:
+        rows = np.indices(spatial[:-1]).reshape(len(spatial) - 1, -1).T if len(spatial) > 1 else np.zeros((1, 0), int)
+        starts = np.stack([rows @ np.array(c[:-1], dtype=np.int64).reshape(-1) for c in columns], axis=1)
+        length = spatial[-1]
+    width = vectors * lanes
+    whole, rest = divmod(length, width)
+    rest_vectors = -(-rest // lanes)
+    last = lanes if flat or rest == 0 else rest - (rest_vectors - 1) * lanes
+    if rest and rest_vectors == vectors and last == lanes:
+        whole, rest = whole + 1, 0
+    steps = np.array(range(whole), np.int64) * width
+    table = (starts[:, None, :] + steps[None, :, None]).reshape(-1, len(columns))
+    if rest:
+        table = np.concatenate([table, starts + whole * width])
+    return Tiles(
+        table.astype(np.int32),
+        len(starts) * whole,
+        vectors,
+        rest_vectors if rest else 0,
+        lanes,
+        last,
+        flat,
+        math.prod(spatial),
+    )
+
+
+def border_mask(strides: Sequence[int], spatial: Sequence[int], length: int) -> np.ndarray:
+    """[length] int32, all ones at the pixels of a flat run that are real, zero between rows and past the end."""
+    mask = np.zeros(length, np.int32)
+    grid = np.indices(spatial).reshape(len(spatial), -1)
+    mask[np.array(strides) @ grid] = -1
+    return mask
+
+
+
+
+def footprint(g: Geometry, width: int) -> int:
+    """Floats of one input channel that a run of `width` pixels reads."""
+    ordered = sorted(set(g.taps))
+    total, end = 0, -(1 << 62)
+    for tap in ordered:
+        start = max(tap, end)
+        end = max(end, tap + width)
+        total += max(0, end - start)
+    return total
+
+
+def block_sizes(inputs: int) -> list[int]:
+    """Sizes of input-channel blocks worth trying, the whole first."""
+    return sorted({-(-inputs // parts) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if parts <= inputs}, reverse=True)

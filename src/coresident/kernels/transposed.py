@@ -1,0 +1,192 @@
+"""Transposed convolution: one ordinary convolution for each phase of the output, then the phases are interleaved.
+
+Output pixel s*q + p gets the products of those taps k for which (p + pad - k*d) is a multiple of the stride s; each
+reads input pixel q + (p + pad - k*d) / s. So phase p is a convolution with unit stride and a few of the taps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from coresident.codegen.builder import Value, kernel, word
+from coresident.codegen.types import F32, I64
+from coresident.errors import UnsupportedModel
+from coresident.graph.graph import Node
+from coresident.graph.operators.windows import TransposedWindow
+from coresident.kernels import dense, sparse
+from coresident.kernels.convolution import constant_weights
+from coresident.kernels.epilogue import Epilogue
+from coresident.kernels.geometry import Geometry
+from coresident.kernels.layout import Layout
+from coresident.kernels.lowering import Plan, Tensor, lowers
+
+
+def _taps(w: TransposedWindow, dimension: int, phase: int) -> list[tuple[int, int]]:
+    """(kernel position, input pixel relative to q) of the taps that reach a phase of one dimension."""
+    s, d, pad = w.strides[dimension], w.dilations[dimension], w.pads_begin[dimension]
+    return [(k, (phase + pad - k * d) // s) for k in range(w.kernel[dimension]) if (phase + pad - k * d) % s == 0]
+
+
+@lowers("ConvTranspose", halo=lambda node, graph: ((0, 0),) * (len(graph.facts[node.inputs[0]].shape) - 2))
+def transposed(node: Node, plan: Plan) -> None:
+    """ConvTranspose (ONNX 22), with an epilogue of constants per channel."""
+    weights, bias = constant_weights(node, plan)
+    groups = node.get("group", 1)
+    out = plan.tensor(node.outputs[0])
+    if 0 in out.shape:
+        return
+    inputs, per_group = weights.shape[0] // groups, weights.shape[1]
+    x_spatial = plan.graph.facts[node.inputs[0]].sizes[2:]
+    spatial = out.shape[2:]
+    w = TransposedWindow.of(node, x_spatial, weights.shape[2:])
+    epilogue = Epilogue.of(node, plan, 3)
+    if epilogue.tensors:
+        raise UnsupportedModel("a transposed convolution can't add a tensor as it stores")
+    rank = len(spatial)
+    phases = list(itertools.product(*map(range, w.strides)))
+    reach = [[t for p in range(w.strides[d]) for _, t in _taps(w, d, p)] or [0] for d in range(rank)]
+    sizes = tuple(-(-o // s) for o, s in zip(spatial, w.strides))
+    halo = tuple(
+        (max(0, -min(r)), max(0, size - 1 + max(r) - (i - 1))) for r, size, i in zip(reach, sizes, x_spatial)
+    )
+    x = plan.planar(node.inputs[0], halo)
+    split = weights.reshape(groups, inputs, per_group, *weights.shape[2:]).swapaxes(1, 2)
+    full_bias = np.zeros(groups * per_group, np.float32) if bias is None else bias
+    merged = _phase_planes(plan, x, (out.shape[0], out.shape[1], len(phases), *sizes))
+    for index, phase in enumerate(phases):
+        per_dimension = [_taps(w, d, p) for d, p in enumerate(phase)]
+        positions = list(itertools.product(*per_dimension))
+        taps = tuple(sum(t * s for (_, t), s in zip(position, x.layout.strides[2:])) for position in positions)
+        picked = [split[(..., *(k for k, _ in position))] for position in positions]
+        part = np.stack(picked, axis=-1) if picked else np.zeros((groups, per_group, inputs, 1), np.float32)
+        g = Geometry(x, taps or (0,), x.layout.strides[0], x.layout.strides[1], x.layout.strides[2:])
+        view = merged.layout
+        target = Tensor(
+            "",
+            merged.dtype,
+            Layout(
+                (*out.shape[:2], *sizes),
+                (*view.strides[:2], *view.strides[3:]),
+                view.origin + index * view.strides[2],
+                view.extent,
+                ((0, 0),) * (2 + rank),
+                view.slack,
+            ),
+            merged.storage,
+        )
+        _phase(node, plan, g, part, full_bias, target, epilogue, last=index == len(phases) - 1)
+    _interleave(plan, merged, out, w.strides, phases)
+
+
+def _phase_planes(plan: Plan, x: Tensor, shape: Sequence[int]) -> Tensor:
+    """A temporary [N][C][phases][spatial...] with the input's gaps between rows where it is large enough for that."""
+    spatial = shape[3:]
+    lanes = plan.target.lanes(F32)
+    strides = list(x.layout.strides[2:])
+    if any(size > have for size, have in zip(spatial, x.shape[2:])):
+        strides = [math.prod(spatial[d + 1 :]) for d in range(len(spatial))]
+    span = sum((size - 1) * s for size, s in zip(spatial, strides)) + 1
+    plane = (-(-(span + lanes) // 16) | 1) * 16
+    n, c, p = shape[:3]
+    layout = Layout(
+        tuple(shape),
+        (c * p * plane, p * plane, plane, *strides),
+        0,
+        n * c * p * plane + lanes,
+        ((0, 0),) * len(shape),
+        lanes,
+    )
+    return plan.temporary(layout, np.float32)
+
+
+def _phase(
+    node: Node,
+    plan: Plan,
+    g: Geometry,
+    weights: np.ndarray[Any, Any],
+    bias: np.ndarray[Any, Any],
+    out: Tensor,
+    epilogue: Epilogue,
+    last: bool,
+) -> None:
+    """One phase as a convolution: weights [groups, outputs, inputs, taps]."""
+    groups, outputs, inputs, taps = weights.shape
+    shape = dense.Shape(out.shape[0], groups, inputs, outputs, taps, math.prod(out.shape[2:]))
+    nonzeros = int(np.count_nonzero(weights))
+    info: dict[str, Any] = {
+        "op": node.op,
+        "shape": list(out.shape),
+        "kernel_shape": list(weights.shape),
+        "epilogue": epilogue.name,
+        "macs": shape.macs,
+        "nonzero_macs": shape.batch * shape.pixels * nonzeros,
+        "sparsity": 1 - nonzeros / max(1, weights.size),
+        "why": [],
+    }
+    as_dense = dense.choose(plan, g, shape, out, epilogue)
+    if plan.sparse and nonzeros < weights.size:
+        as_sparse = sparse.choose(plan, g, shape, weights, out, epilogue)
+        if as_sparse.cycles < as_dense.cycles:
+            sparse.emit(plan, g, shape, as_sparse, weights, bias, out, epilogue, info, barrier=last)
+            return
+    dense.emit(plan, g, shape, as_dense, weights, bias, out, epilogue, info, barrier=last)
+
+
+def _interleave(
+    plan: Plan, x: Tensor, y: Tensor, strides: Sequence[int], phases: Sequence[tuple[int, ...]]
+) -> None:
+    """Put the phases [N][C][phases][spatial...] together into [N][C][spatial...]; one task an output plane."""
+    f = kernel(plan.target, "phase_merge")
+    lanes, rank = plan.target.lanes(F32), len(strides)
+    vector = F32.by(lanes)
+    source, target = word(f, 0), word(f, 1)
+    batch, channel = f["task"] / y.shape[1], f["task"] % y.shape[1]
+    from_plane = batch * x.layout.strides[0] + channel * x.layout.strides[1]
+    to_plane = batch * y.layout.strides[0] + channel * y.layout.strides[1]
+    stride, width = strides[-1], y.shape[-1]
+    index = {phase: i for i, phase in enumerate(phases)}
+
+    def row(at_in: Value, at_out: Value, outer: tuple[int, ...]) -> None:
+        starts = [at_in + index[(*outer, p)] * x.layout.strides[2] for p in range(stride)]
+        done = f.var(f.constant(0, I64))
+        if stride == 2:
+            low = [lane // 2 + (lane % 2) * lanes for lane in range(lanes)]
+            with f.loop(0, width // (2 * lanes)) as block:
+                a, b = (f.load(vector, source, at + block * lanes) for at in starts)
+                f.store(f.shuffle(a, b, low), target, at_out + block * (2 * lanes))
+                high = f.shuffle(a, b, [lane + lanes // 2 for lane in low])
+                f.store(high, target, at_out + block * (2 * lanes) + lanes)
+            done.set(width // (2 * lanes) * lanes)
+        with f.loop(done.get(), -(-width // stride)) as q:
+            for p, at in enumerate(starts):
+                with f.when(q * stride + p < width):
+                    f.store(f.load(F32, source, at + q), target, at_out + q * stride + p)
+
+    def rows(d: int, at_in: Value, at_out: Value, outer: tuple[int, ...]) -> None:
+        if d == rank - 1:
+            row(at_in, at_out, outer)
+            return
+        for p in range(strides[d]):
+            count = -(-(y.shape[2 + d] - p) // strides[d])
+            with f.loop(0, count) as q:
+                rows(
+                    d + 1,
+                    at_in + q * x.layout.strides[3 + d],
+                    at_out + (q * strides[d] + p) * y.layout.strides[2 + d],
+                    (*outer, p),
+                )
+
+    rows(0, from_plane, to_plane, ())
+    plan.step(
+        f,
+        [x.address, y.address],
+        tasks=y.shape[0] * y.shape[1],
+        reads=[x],
+        writes=[y],
+        info={"op": "Copy", "kernel": "phase merge", "bytes": 8 * y.layout.elements},
+    )

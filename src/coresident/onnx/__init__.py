@@ -1,0 +1,1 @@
+"""ONNX files in: the only package that knows protobuf. What it reads is not trusted."""

@@ -1,0 +1,132 @@
+"""TensorProto to numpy."""
+
+from __future__ import annotations
+
+import sys
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+from coresident.errors import InvalidModel, UnsupportedModel
+from coresident.onnx import external_data
+
+Array = np.ndarray[Any, Any]
+
+DTYPES: dict[int, np.dtype[Any]] = {
+    TensorProto.FLOAT: np.dtype(np.float32),
+    TensorProto.UINT8: np.dtype(np.uint8),
+    TensorProto.INT8: np.dtype(np.int8),
+    TensorProto.UINT16: np.dtype(np.uint16),
+    TensorProto.INT16: np.dtype(np.int16),
+    TensorProto.INT32: np.dtype(np.int32),
+    TensorProto.INT64: np.dtype(np.int64),
+    TensorProto.BOOL: np.dtype(np.bool_),
+    TensorProto.FLOAT16: np.dtype(np.float16),
+    TensorProto.DOUBLE: np.dtype(np.float64),
+    TensorProto.UINT32: np.dtype(np.uint32),
+    TensorProto.UINT64: np.dtype(np.uint64),
+}
+"""Element types of the format -> numpy's."""
+
+_FIELDS = {
+    TensorProto.FLOAT: "float_data",
+    TensorProto.DOUBLE: "double_data",
+    TensorProto.INT64: "int64_data",
+    TensorProto.UINT32: "uint64_data",
+    TensorProto.UINT64: "uint64_data",
+}
+"""Where elements lie that are not in raw_data; other types use int32_data."""
+
+
+def dtype_of(code: int, what: str) -> np.dtype[Any]:
+    """The numpy type of an element type of the format.
+
+    Args:
+        code: of TensorProto.DataType.
+        what: whose type it is, for messages.
+
+    Raises:
+        InvalidModel: there is no such type.
+        UnsupportedModel: there is, and it is not supported.
+    """
+    if code in DTYPES:
+        return DTYPES[code]
+    if code not in TensorProto.DataType.values() or code == TensorProto.UNDEFINED:
+        raise InvalidModel(f"{what} has element type {code}, which does not exist")
+    raise UnsupportedModel(
+        f"{what} has elements of {TensorProto.DataType.Name(code).lower()}; supported are "
+        f"{', '.join(str(d) for d in DTYPES.values())}"
+    )
+
+
+def array_of(tensor: TensorProto, directory: Path | None, what: str) -> Array:
+    """The array of a tensor, a read-only view of its bytes where they are numpy's; bfloat16 becomes float32.
+
+    Args:
+        tensor: as read.
+        directory: where its external data lies; None if there can't be any.
+        what: it is, for messages.
+
+    Raises:
+        InvalidModel: type, shape and data contradict.
+        UnsupportedModel: elements of a type that is not supported.
+        ExternalDataError: its external data can't be used.
+    """
+    bfloat = tensor.data_type == TensorProto.BFLOAT16
+    dtype = np.dtype(np.uint16) if bfloat else dtype_of(tensor.data_type, what)
+    shape = tuple(tensor.dims)
+    if any(size < 0 for size in shape):
+        raise InvalidModel(f"{what} has a negative size", shape=shape)
+    if tensor.HasField("segment"):
+        raise UnsupportedModel(f"{what} is stored in segments")
+    count = prod(shape)
+    if count * dtype.itemsize > sys.maxsize or len(shape) > 32:
+        raise InvalidModel(f"{what} is larger than any memory", shape=shape)
+    if tensor.data_location == TensorProto.EXTERNAL:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        flat = _raw(
+            external_data.read(entries, count * dtype.itemsize, directory, tensor.name), dtype, count, what
+        )
+    elif tensor.HasField("raw_data"):
+        flat = _raw(tensor.raw_data, dtype, count, what)
+    else:
+        flat = _typed(tensor, dtype, count, what)
+    if bfloat:
+        flat = (flat.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    result = flat.reshape(shape)
+    result.flags.writeable = False
+    return result
+
+
+def _raw(data: bytes | bytearray, dtype: np.dtype[Any], count: int, what: str) -> Array:
+    if len(data) != count * dtype.itemsize:
+        raise InvalidModel(
+            f"{what} has {len(data)} bytes of data; {count} elements of {dtype} need {count * dtype.itemsize}"
+        )
+    if dtype.kind == "b":
+        return np.frombuffer(data, np.uint8).astype(np.bool_)
+    return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype, copy=False)
+
+
+def _typed(tensor: TensorProto, dtype: np.dtype[Any], count: int, what: str) -> Array:
+    held = getattr(tensor, _FIELDS.get(tensor.data_type, "int32_data"))
+    if len(held) != count:
+        raise InvalidModel(
+            f"{what} has {len(held)} elements of data; its shape needs {count}", shape=tuple(tensor.dims)
+        )
+    if dtype.kind == "f" and dtype.itemsize >= 4:
+        return np.array(held, dtype)
+    numbers = np.array(
+        held, np.uint64 if tensor.data_type in (TensorProto.UINT32, TensorProto.UINT64) else np.int64
+    )
+    if dtype.kind == "b":
+        return numbers.astype(np.bool_)
+    # float16 lies there as its bits.
+    bits = np.dtype(np.uint16) if dtype.kind == "f" else dtype
+    limits = np.iinfo(bits)
+    if count and not limits.min <= int(numbers.min()) <= int(numbers.max()) <= limits.max:
+        raise InvalidModel(f"{what} has data outside the range of {bits}")
+    return numbers.astype(bits).view(dtype)

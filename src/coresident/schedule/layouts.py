@@ -1,0 +1,154 @@
+"""Decides how each activation lies in memory, before any kernel is chosen.
+
+1. Values that convolutions and pools read or write, and what lies between them, are planar.
+2. All planar values of the same spatial sizes leave the same gaps between rows, the widest border that any of them
+   needs, so that runs of pixels can cross row ends from one layer to the next.
+3. A value carries a border of zeros exactly as wide as its consumers read.
+4. The inputs of a channel concatenation lie inside its output: concatenating costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coresident.codegen.target import Target
+from coresident.codegen.types import F32
+from coresident.graph.expression import ELEMENTWISE
+from coresident.graph.graph import Graph, Node
+from coresident.kernels.layout import Layout
+from coresident.kernels.lowering import FAMILIES
+
+Halo = tuple[tuple[int, int], ...]
+
+_FOLLOW = frozenset(ELEMENTWISE) | {"Elementwise", "Concat", "MaxPool", "AveragePool", "Resize", "BatchNormalization"}
+_FOLLOW_VIEWS = frozenset(("Slice", "Split", "Pad"))
+_VIEWS = frozenset(
+    ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Identity", "Dropout", "Expand")
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value lies: in a buffer of its own, or inside a concatenation's.
+
+    Args:
+        layout: of the value.
+        root: the value whose buffer it is (itself, or a concatenation's output).
+        root_layout: of the whole buffer.
+    """
+
+    layout: Layout
+    root: str
+    root_layout: Layout
+
+
+def _wider(a: Halo, b: Halo) -> Halo:
+    return tuple((max(p[0], q[0]), max(p[1], q[1])) for p, q in zip(a, b))
+
+
+def _is_spatial(graph: Graph, name: str) -> bool:
+    fact = graph.fact(name)
+    return fact is not None and fact.dtype == np.float32 and 3 <= len(fact.shape) <= 5 and 0 not in fact.sizes
+
+
+def planar_values(graph: Graph) -> dict[str, Halo]:
+    """The values that are to be planar, with the border of zeros that each needs."""
+    needs: dict[str, Halo] = {}
+
+    def want(name: str, halo: Sequence[tuple[int, int]] = ()) -> None:
+        if not name or not _is_spatial(graph, name) or graph.constant(name) is not None:
+            return
+        spatial = len(graph.facts[name].shape) - 2
+        padded = tuple(halo) or ((0, 0),) * spatial
+        needs[name] = _wider(needs[name], padded) if name in needs else padded
+
+    for node in graph.nodes:
+        family = FAMILIES.get(node.op)
+        if family is not None and family.halo is not None:
+            want(node.inputs[0], family.halo(node, graph))
+            want(node.outputs[0])
+        elif node.op in _FOLLOW | _FOLLOW_VIEWS and any(name in needs for name in node.inputs):
+            rank = max(len(graph.facts[n].shape) for n in node.inputs if n in needs)
+            for name in node.outputs:
+                if name and len(graph.facts[name].shape) == rank:
+                    want(name)
+    return needs
+
+
+def assign(graph: Graph, target: Target) -> dict[str, Place]:
+    """The place of every value that a node makes.
+
+    Model inputs and outputs are not placed: they lie in the user's arrays.
+    """
+    needs = planar_values(graph)
+    fixed = {*graph.inputs, *graph.outputs, *graph.initializers}
+    owner = _concatenations(graph, needs, fixed)
+    for name, (root, _) in owner.items():
+        top = _root(owner, root)
+        if name in needs and top in needs:
+            needs[top] = _wider(needs[top], needs[name])
+    gaps: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for name, halo in needs.items():
+        spatial = graph.facts[name].sizes[2:]
+        widest = tuple(max(pair) for pair in halo)
+        gaps[spatial] = tuple(map(max, gaps.get(spatial, (0,) * len(spatial)), widest))
+    lanes = target.lanes(F32)
+    places: dict[str, Place] = {}
+
+    def place(name: str) -> Place:
+        if name in places:
+            return places[name]
+        if name in owner:
+            root, channel = owner[name]
+            outer = place(root)
+            layout = outer.layout.narrow(1, channel, graph.facts[name].sizes[1])
+            result = Place(layout, outer.root, outer.root_layout)
+        else:
+            shape = graph.facts[name].sizes
+            if name in needs:
+                layout = Layout.planar(shape, gaps[shape[2:]], needs[name], lanes)
+            else:
+                layout = Layout.contiguous(shape)
+            result = Place(layout, name, layout)
+        places[name] = result
+        return result
+
+    for node in graph.nodes:
+        for name in node.outputs:
+            if name and name not in fixed:
+                place(name)
+    return places
+
+
+def _root(owner: dict[str, tuple[str, int]], name: str) -> str:
+    while name in owner:
+        name = owner[name][0]
+    return name
+
+
+def _concatenations(graph: Graph, needs: dict[str, Halo], fixed: set[str]) -> dict[str, tuple[str, int]]:
+    """For each value that lies inside a channel concatenation: (the concatenation's output, first channel)."""
+    producers = graph.producers()
+    owner: dict[str, tuple[str, int]] = {}
+    for node in reversed(graph.nodes):
+        if node.op != "Concat" or node.outputs[0] not in needs or node.outputs[0] in fixed:
+            continue
+        rank = len(graph.facts[node.outputs[0]].shape)
+        if node.get("axis", 0) % rank != 1:
+            continue
+        channel = 0
+        for name in node.inputs:
+            fact = graph.fact(name)
+            assert fact is not None
+            if name in needs and name not in fixed and name not in owner and _writes_itself(producers[name]):
+                owner[name] = (node.outputs[0], channel)
+            channel += fact.sizes[1]
+    return owner
+
+
+def _writes_itself(node: Node) -> bool:
+    """Whether the node writes its output, so that it can be told where."""
+    return node.op not in _VIEWS

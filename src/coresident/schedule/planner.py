@@ -1,0 +1,242 @@
+"""From an optimised graph to a program: lowers node by node, then gives every buffer its place."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from coresident.codegen import driver, llvm
+from coresident.codegen.builder import Function
+from coresident.codegen.target import Target
+from coresident.codegen.types import F32
+from coresident.errors import Error, UnsupportedModel
+from coresident.graph.graph import Graph
+from coresident.kernels import families, movement
+from coresident.kernels.layout import Layout
+from coresident.kernels.lowering import Address, Operand, Tensor
+from coresident.runtime.program import Port, Program, Step, Word
+from coresident.schedule import layouts, memory
+
+FAMILIES = families.FAMILIES
+_LINE = 64
+
+
+@dataclass
+class _Buffer:
+    size: int
+    steps: list[int] = field(default_factory=list)
+
+
+class Planner:
+    """Implements `kernels.lowering.Plan` for one graph and one target."""
+
+    def __init__(self, graph: Graph, target: Target, threads: int, sparse: bool = True) -> None:
+        self.graph, self.target, self.threads, self.sparse = graph, target, threads, sparse
+        self._places = layouts.assign(graph, target)
+        self._tensors: dict[str, Tensor] = {}
+        self._roots: dict[str, int] = {}
+        self._copies: dict[tuple[str, Any], Tensor] = {}
+        self._buffers: list[_Buffer] = []
+        self._constants = bytearray()
+        self._known_constants: dict[bytes, int] = {}
+        self._constant_sizes: dict[int, int] = {}
+        self._functions: dict[str, Function] = {}
+        self._steps: list[tuple[str, tuple[Operand, ...], int, bool, dict[str, Any]]] = []
+        self._scratch = 0
+        self._node = ""
+
+    # What lowerings ask
+
+    def tensor(self, name: str) -> Tensor:
+        if name in self._tensors:
+            return self._tensors[name]
+        array = self.graph.constant(name)
+        if array is not None:
+            tensor = Tensor(name, array.dtype, Layout.contiguous(array.shape), self.constant(array))
+        elif name in self.graph.inputs:
+            fact = self.graph.facts[name]
+            port = Address("input", self.graph.inputs.index(name))
+            tensor = Tensor(name, fact.dtype, Layout.contiguous(fact.sizes), port)
+        elif name in self.graph.outputs:
+            fact = self.graph.facts[name]
+            port = Address("output", self.graph.outputs.index(name))
+            tensor = Tensor(name, fact.dtype, Layout.contiguous(fact.sizes), port)
+        else:
+            tensor = self._create(name)
+        self._tensors[name] = tensor
+        return tensor
+
+    def _create(self, name: str) -> Tensor:
+        place, dtype = self._places[name], self.graph.facts[name].dtype
+        if place.root not in self._roots:
+            root = self.temporary(place.root_layout, dtype)
+            self._roots[place.root] = root.storage.buffer
+        return Tensor(name, dtype, place.layout, Address("arena", self._roots[place.root]))
+
+    def planar(self, name: str, halo: Sequence[tuple[int, int]] = ()) -> Tensor:
+        tensor = self.tensor(name)
+        spatial = len(tensor.shape) - 2
+        wanted = tuple(halo) or ((0, 0),) * spatial
+        layout = tensor.layout
+        lanes = self.target.lanes(F32)
+        fits = (
+            tensor.dtype == np.float32
+            and (layout.strides[-1] == 1 or layout.shape[-1] == 1)
+            and (layout.slack >= lanes or not any(map(any, wanted)))
+            and all(have[0] >= want[0] and have[1] >= want[1] for have, want in zip(layout.halo[2:], wanted))
+        )
+        if fits:
+            return tensor
+        key = (name, wanted)
+        if key not in self._copies:
+            gaps = tuple(max(pair) for pair in wanted)
+            copy = self.temporary(Layout.planar(tensor.shape, gaps, wanted, lanes), np.float32)
+            movement.copy(self, tensor, copy, {"op": "Copy", "nodes": [name], "kernel": "copy to planes"})
+            self._copies[key] = copy
+        return self._copies[key]
+
+    def contiguous(self, name: str) -> Tensor:
+        tensor = self.tensor(name)
+        if tensor.layout.is_contiguous:
+            return tensor
+        key = (name, "contiguous")
+        if key not in self._copies:
+            copy = self.temporary(Layout.contiguous(tensor.shape), tensor.dtype)
+            movement.copy(self, tensor, copy, {"op": "Copy", "nodes": [name], "kernel": "copy to C order"})
+            self._copies[key] = copy
+        return self._copies[key]
+
+    def alias(self, name: str, tensor: Tensor) -> bool:
+        if name in self.graph.outputs or name in self._tensors or self._places[name].root != name:
+            return False
+        self._tensors[name] = replace(tensor, name=name)
+        return True
+
+    def temporary(self, layout: Layout, dtype: np.dtype[Any] | type) -> Tensor:
+        kind = np.dtype(dtype)
+        self._buffers.append(_Buffer((layout.extent + layout.slack) * kind.itemsize + _LINE))
+        tensor = Tensor("", kind, layout, Address("arena", len(self._buffers) - 1))
+        if any(map(any, layout.halo)):
+            movement.zero_halo(self, tensor)
+        return tensor
+
+    def constant(self, array: np.ndarray[Any, Any]) -> Address:
+        data = np.ascontiguousarray(array)
+        digest = hashlib.blake2b(data, digest_size=16).digest() + str(data.dtype).encode()
+        at = self._known_constants.get(digest)
+        if at is None:
+            self._constants += bytes(-len(self._constants) % _LINE)
+            at = self._known_constants[digest] = len(self._constants)
+            self._constants += data.tobytes()
+            self._constant_sizes[at] = data.nbytes
+        return Address("constant", 0, at)
+
+    def scratch(self, size: int) -> None:
+        self._scratch = max(self._scratch, -(-size // _LINE) * _LINE)
+
+    def step(
+        self,
+        function: Function,
+        operands: Sequence[Operand],
+        tasks: int,
+        *,
+        reads: Sequence[Tensor] = (),
+        writes: Sequence[Tensor] = (),
+        barrier: bool = True,
+        info: dict[str, Any] | None = None,
+    ) -> None:
+        index = len(self._steps)
+        places = [o for o in operands if isinstance(o, Address)]
+        for address in [*places, *(t.storage for t in (*reads, *writes))]:
+            if address.kind == "arena":
+                self._buffers[address.buffer].steps.append(index)
+        touched = {t.storage: t.layout.elements * t.dtype.itemsize for t in (*reads, *writes)}
+        touched |= {o: self._constant_sizes.get(o.offset, 0) for o in places if o.kind == "constant"}
+        details = {"nodes": [self._node], "bytes": sum(touched.values()), **(info or {})}
+        self._steps.append((self._symbol(function), tuple(operands), tasks, barrier, details))
+
+    def _symbol(self, function: Function) -> str:
+        """The function's final name, by its content: the same code is compiled once."""
+        family = re.sub(r"\W", "_", function.name)[:40]
+        function.name = "kernel"
+        content = function.text()
+        function.name = f"{family}_{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+        self._functions.setdefault(function.name, function)
+        return function.name
+
+    # The whole
+
+    def program(self, info: dict[str, Any] | None = None) -> Program:
+        """Lower every node and put the result together."""
+        self._lower()
+        offsets, arena = self._memory()
+        steps = []
+        for symbol, operands, tasks, barrier, details in self._steps:
+            words = tuple(self._word(operand, offsets) for operand in operands)
+            steps.append(Step(symbol, words, tasks, barrier, details))
+        objects = [driver.object_code(self.target)]
+        if self._functions:
+            objects.append(llvm.compile_object(llvm.module_text(self._functions.values()), self.target))
+        return Program(
+            inputs=tuple(self._port(name) for name in self.graph.inputs),
+            outputs=tuple(self._port(name) for name in self.graph.outputs),
+            steps=tuple(steps),
+            objects=tuple(objects),
+            constants=bytes(self._constants),
+            arena_bytes=arena,
+            scratch_bytes=self._scratch,
+            target=self.target.key,
+            features=tuple(sorted(self.target.features)),
+            info=info or {},
+        )
+
+    def _lower(self) -> None:
+        missing = sorted({node.op for node in self.graph.nodes if node.op not in FAMILIES})
+        if missing:
+            raise UnsupportedModel(f"no kernels for {', '.join(missing)}")
+        for node in self.graph.nodes:
+            self._node = node.name or node.outputs[0]
+            try:
+                FAMILIES[node.op].lower(node, self)
+            except Error as error:
+                raise error.at(node=self._node, op=node.op) from error
+        for i, name in enumerate(self.graph.outputs):
+            if name in self.graph.inputs or name in self.graph.initializers or name in self.graph.outputs[:i]:
+                source = self.tensor(name)
+                self._node = name
+                movement.copy(self, source, replace(source, layout=Layout.contiguous(source.shape),
+                                                    storage=Address("output", i)), {"op": "Copy"})
+
+    def _memory(self) -> tuple[list[int], int]:
+        groups, group = [], 0
+        for step in self._steps:
+            groups.append(group)
+            group += step[3]
+        lifetimes = [
+            memory.Lifetime(b.size, groups[min(b.steps)], groups[max(b.steps)]) if b.steps else memory.Lifetime(0, 0, 0)
+            for b in self._buffers
+        ]
+        return memory.place(lifetimes)
+
+    def _word(self, operand: Operand, offsets: Sequence[int]) -> Word:
+        if isinstance(operand, int):
+            return ("integer", operand)
+        if operand.kind == "arena":
+            return ("arena", offsets[operand.buffer] + operand.offset)
+        if operand.kind == "constant":
+            return ("constant", operand.offset)
+        if operand.offset:
+            raise AssertionError("a view into a user's array needs an integer offset")
+        return ("input" if operand.kind == "input" else "output", operand.buffer)
+
+    def _port(self, name: str) -> Port:
+        fact = self.graph.fact(name)
+        assert fact is not None
+        return Port(name, fact.dtype.name, fact.sizes)
+
+

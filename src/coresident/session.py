@@ -1,0 +1,359 @@
+"""Sessions: a model, ready to run on arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import coresident
+from coresident import cache as caches
+from coresident.errors import ArtifactError, InputError
+from coresident.runtime import abi, artifact, cpu
+from coresident.runtime.executor import Executor
+from coresident.runtime.program import Port, Program, Step
+from coresident.source import Source
+
+if TYPE_CHECKING:
+    from coresident.compiler import Model, Options
+
+Array = np.ndarray[Any, Any]
+Shapes = tuple[tuple[int, ...], ...]
+
+_ORT_TYPES = {"float32": "float", "float64": "double"}
+
+
+@dataclass(frozen=True)
+class NodeArg:
+    """An input or output, as onnxruntime describes one.
+
+    Args:
+        name: its name.
+        shape: sizes; the name of a dimension that each call may choose, None for one without a name.
+        dtype: numpy's name of its element type.
+    """
+
+    name: str
+    shape: tuple[int | str | None, ...]
+    dtype: str
+
+    @property
+    def type(self) -> str:
+        """As onnxruntime writes it: "tensor(float)"."""
+        return f"tensor({_ORT_TYPES.get(self.dtype, self.dtype)})"
+
+    @staticmethod
+    def of(port: Port) -> NodeArg:
+        return NodeArg(port.name, port.shape, port.dtype)
+
+
+class Session:
+    """A model compiled for this machine.
+
+    A model whose input sizes are all fixed is compiled at once. Free dimensions take their sizes at the call, and
+    one program is kept for each set of sizes that was used lately. Safe to use from several threads.
+
+    Args:
+        model: path or content of an ONNX model, or of a compiled artifact.
+        threads: to run on; None for the physical cores that this process may use.
+        cache: whether compiled code may be kept in, and taken from, the user's cache.
+        treat_zeros_as_dense: multiply by weights that are zero as well, to measure what skipping them saves.
+        programs: how many programs of different sizes to keep.
+
+    Raises:
+        ModelError: the model can't be used.
+        ArtifactError: the artifact is corrupt or of another version.
+        TargetError: this CPU can't run the code.
+        ResourceError: files or memory.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes,
+        threads: int | None = None,
+        *,
+        cache: bool = True,
+        treat_zeros_as_dense: bool = False,
+        programs: int = 8,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise InputError(f"{threads} threads; at least 1 is needed, or None for all physical cores")
+        self.threads = threads or cpu.usable_cores().count
+        self._limit = max(programs, 1)
+        self._lock = threading.Lock()
+        self._executors: OrderedDict[Shapes, Executor] = OrderedDict()
+        source = Source.of(model)
+        if artifact.is_artifact(source.content):
+            if treat_zeros_as_dense:
+                raise InputError("an artifact is compiled already: treat_zeros_as_dense needs the model")
+            self._compiler = None
+            self._ready(_parsed(source))
+            return
+        store = caches.open_cache(enabled=cache)
+        self._compiler = _Compiler(source, store, self.threads, sparse=not treat_zeros_as_dense)
+        program = self._compiler.fixed()
+        if program is not None:
+            self._compiler = None
+            self._ready(program)
+            return
+        self._inputs, self._outputs = self._compiler.signature()
+        self._dtypes = [np.dtype(one.dtype) for one in self._inputs]
+        self._fixed: Executor | None = None
+
+    def _ready(self, program: Program) -> None:
+        """Set up for the one set of shapes that the model admits."""
+        self._inputs = [NodeArg.of(port) for port in program.inputs]
+        self._outputs = [NodeArg.of(port) for port in program.outputs]
+        self._dtypes = [np.dtype(one.dtype) for one in self._inputs]
+        self._fixed = Executor(program, self.threads)
+
+    def get_inputs(self) -> list[NodeArg]:
+        """What `run` must be fed."""
+        return list(self._inputs)
+
+    def get_outputs(self) -> list[NodeArg]:
+        """What `run` returns."""
+        return list(self._outputs)
+
+    def run(self, output_names: Sequence[str] | None, feeds: Mapping[str, Array]) -> list[Array]:
+        """One inference.
+
+        Args:
+            output_names: which outputs, in this order; None for all, in the model's order.
+            feeds: an array for each input, of its dtype; arrays that are not C-contiguous are copied.
+
+        Returns:
+            New C-contiguous arrays.
+
+        Raises:
+            InputError: the feeds do not fit the inputs, or there is no such output.
+            ModelError: the model can't be compiled for these sizes.
+            ResourceError: no memory.
+        """
+        chosen = None if output_names is None else self._chosen(output_names)
+        arrays = self._arrays(feeds)
+        outputs = self._executor(arrays).run(arrays)
+        return outputs if chosen is None else [outputs[i] for i in chosen]
+
+    def profile(self, feeds: Mapping[str, Array], repeats: int = 10) -> list[tuple[Step, float]]:
+        """Every step of the program for these feeds, with the median seconds that it takes.
+
+        Args:
+            feeds: as for `run`.
+            repeats: how many runs to measure.
+
+        Raises:
+            InputError, ModelError, ResourceError: as `run`.
+        """
+        arrays = self._arrays(feeds)
+        executor = self._executor(arrays)
+        return list(zip(executor.program.steps, executor.profile(arrays, repeats)))
+
+    def program(self, feeds: Mapping[str, Array]) -> Program:
+        """The program that runs these feeds.
+
+        Raises:
+            InputError, ModelError, ResourceError: as `run`.
+        """
+        return self._executor(self._arrays(feeds)).program
+
+    def close(self) -> None:
+        """Give memory back now; calls under way end well, later ones raise ResourceError."""
+        for executor in [*self._executors.values(), *([self._fixed] if self._fixed else [])]:
+            executor.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _chosen(self, names: Sequence[str]) -> list[int]:
+        have = [one.name for one in self._outputs]
+        if unknown := [name for name in names if name not in have]:
+            raise InputError(f"no output {_listed(unknown)}; the outputs are {_listed(have)}")
+        return [have.index(name) for name in names]
+
+    def _arrays(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """The feeds in the order of the inputs, C-contiguous and of the right types."""
+        if len(feeds) != len(self._inputs) or any(one.name not in feeds for one in self._inputs):
+            have = [one.name for one in self._inputs]
+            missing = [name for name in have if name not in feeds]
+            unknown = [str(name) for name in feeds if name not in have]
+            problems = [f"missing {_listed(missing)}"] * bool(missing) + [
+                f"unknown {_listed(unknown)}"
+            ] * bool(unknown)
+            raise InputError(f"inputs: {', '.join(problems)}; the inputs are {_listed(have)}")
+        return [_fitting(feeds[one.name], one, dtype) for one, dtype in zip(self._inputs, self._dtypes)]
+
+    def _executor(self, arrays: Sequence[Array]) -> Executor:
+        """The program for the shapes of some arrays, compiled now if there is none yet."""
+        if self._fixed is not None:
+            return self._fixed
+        shapes = tuple(array.shape for array in arrays)
+        executor = self._executors.get(shapes)
+        if executor is None:
+            return self._compiled(shapes)
+        with contextlib.suppress(KeyError):  # another thread has just thrown it out
+            self._executors.move_to_end(shapes)
+        return executor
+
+    def _compiled(self, shapes: Shapes) -> Executor:
+        assert self._compiler is not None
+        _check_shapes(self._inputs, shapes)
+        with self._lock:
+            executor = self._executors.get(shapes)
+            if executor is None:
+                program = self._compiler.bound({one.name: shape for one, shape in zip(self._inputs, shapes)})
+                executor = Executor(program, self.threads)
+                self._executors[shapes] = executor
+                while len(self._executors) > self._limit:
+                    self._executors.popitem(last=False)
+            return executor
+
+
+class _Compiler:
+    """Makes the programs of one model, or takes them from the cache; imports the real compiler when it must.
+
+    Args:
+        source: of the model.
+        cache: to look in first.
+        threads, sparse: options that change the code.
+    """
+
+    def __init__(self, source: Source, cache: caches.Cache, threads: int, *, sparse: bool) -> None:
+        self._source: Source | None = source
+        self._name = source.path.name if source.path else ""
+        self._cache, self._threads, self._sparse = cache, threads, sparse
+        self._digest = source.digest()
+        self._model: Model | None = None
+
+    def fixed(self) -> Program | None:
+        """The program of a model whose input sizes are all fixed; None for other models."""
+        key = self._key(None)
+        program = self._cache.get(key)
+        if program is not None:
+            return program
+        graph = self._loaded().graph
+        if not all(isinstance(size, int) for name in graph.inputs for size in graph.facts[name].shape):
+            return None
+        return self._compile(key, {})
+
+    def bound(self, shapes: Mapping[str, tuple[int, ...]]) -> Program:
+        """The program for these shapes of the inputs."""
+        key = self._key({name: list(shape) for name, shape in shapes.items()})
+        program = self._cache.get(key)
+        return program if program is not None else self._compile(key, shapes)
+
+    def signature(self) -> tuple[list[NodeArg], list[NodeArg]]:
+        """Inputs and outputs as the model declares them."""
+        graph = self._loaded().graph
+
+        def described(name: str) -> NodeArg:
+            fact = graph.facts[name]
+            return NodeArg(name, tuple(size if size != "" else None for size in fact.shape), fact.dtype.name)
+
+        return [described(name) for name in graph.inputs], [described(name) for name in graph.outputs]
+
+    def _compile(self, key: str, shapes: Mapping[str, tuple[int, ...]]) -> Program:
+        from coresident import compiler
+
+        program = compiler.compile(self._loaded(), shapes, self._options())
+        self._cache.put(key, program)
+        return program
+
+    def _loaded(self) -> Model:
+        if self._model is None:
+            from coresident import compiler
+
+            source = self._source
+            assert source is not None
+            self._model = compiler.load(source.path if source.path is not None else bytes(source.content))
+            self._source = None
+        return self._model
+
+    def _options(self) -> Options:
+        from coresident import compiler
+
+        return compiler.Options(compiler.host_target(), self._threads, self._sparse)
+
+    def _key(self, shapes: Mapping[str, list[int]] | None) -> str:
+        return caches.key(
+            {
+                "model": self._digest,
+                "name": self._name,
+                "shapes": shapes,
+                "threads": self._threads,
+                "sparse": self._sparse,
+                "host": _host(),
+                "abi": abi.VERSION,
+                "format": artifact.VERSION,
+                "coresident": coresident.__version__,
+                "code": _fingerprint("coresident", "**/*.py"),
+                "llvm": _fingerprint("llvmlite", "_version.py", "binding/*llvmlite.*"),
+            }
+        )
+
+
+def _host() -> str:
+    key = cpu.host_key()
+    if key is not None:
+        return key
+    from coresident import compiler
+
+    return compiler.host_target().key
+
+
+def _fingerprint(package: str, *patterns: str) -> str:
+    """Names, sizes and times of a package's files, found without importing it.
+
+    A version number does not change while a package is worked on; its files do.
+    """
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    files = sorted(path for folder in folders for pattern in patterns for path in Path(folder).glob(pattern))
+    return caches.key({str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files})
+
+
+def _parsed(source: Source) -> Program:
+    try:
+        return artifact.parse(source.content)
+    except ArtifactError as error:
+        raise error.at(file=source.path) from None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names) or "none"
+
+
+def _fitting(array: object, wanted: NodeArg, dtype: np.dtype[Any]) -> Array:
+    """An array as the executor takes it; its shape is checked there."""
+    if type(array) is np.ndarray and array.dtype == dtype:
+        flags = array.flags
+        if flags.c_contiguous and flags.aligned:
+            return array
+    given = np.asarray(array)
+    if given.dtype.newbyteorder("=") != dtype:
+        raise InputError(f"input {wanted.name!r} is {given.dtype}; {dtype} is needed", shape=given.shape)
+    # Not ascontiguousarray, which makes one dimension of none.
+    return np.require(given, dtype, ["C", "A"]).view(np.ndarray)
+
+
+def _check_shapes(inputs: Sequence[NodeArg], shapes: Shapes) -> None:
+    for one, shape in zip(inputs, shapes):
+        fits = len(shape) == len(one.shape) and all(
+            want == have or not isinstance(want, int) for want, have in zip(one.shape, shape)
+        )
+        if not fits:
+            raise InputError(f"input {one.name!r} has shape {list(shape)}; {list(one.shape)} is needed")

@@ -1,0 +1,207 @@
+"""Convolutions against the reference: every rank, shape, sparsity and layout that the kernels treat differently."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from support import TARGETS, check_node
+
+from coresident.graph.expression import Apply, Expression
+from coresident.graph.graph import Node
+
+SIZES = (1, 2, 5, 7, 8, 9, 13, 15, 16, 17, 31, 33)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A convolution; `density` of its weights are not zero, alike for `shared` output channels."""
+
+    batch: int
+    inputs: int
+    outputs: int
+    spatial: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+    group: int = 1
+    density: float = 1.0
+    shared: int = 1
+    bias: bool = True
+
+    def feeds(self, seed: int) -> tuple[Node, dict[str, np.ndarray[Any, Any]], dict[str, np.ndarray[Any, Any]]]:
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((self.batch, self.inputs, *self.spatial), dtype=np.float32)
+        shape = (self.outputs, self.inputs // self.group, *self.kernel)
+        rows = -(-self.outputs // self.shared)
+        mask = np.repeat(rng.random((rows, *shape[1:])) < self.density, self.shared, axis=0)[: self.outputs]
+        w = rng.standard_normal(shape).astype(np.float32) * mask.astype(np.float32)
+        constants = {"w": w}
+        if self.bias:
+            constants["b"] = rng.standard_normal(self.outputs).astype(np.float32)
+        node = Node(
+            "Conv",
+            ("x", "w", "b" if self.bias else ""),
+            ("y",),
+            {
+                "strides": self.strides,
+                "pads": self.pads,
+                "dilations": self.dilations,
+                "group": self.group,
+                "kernel_shape": self.kernel,
+            },
+            "conv",
+        )
+        return node, {"x": x}, constants
+
+
+def _random(seed: int) -> Case:
+    """A convolution drawn by a seed; the window always fits."""
+    rng = np.random.default_rng(seed)
+    rank = int(rng.choice([1, 2, 2, 2, 3]))
+    kernel = tuple(int(k) for k in rng.choice([1, 1, 2, 3, 3, 5] if rank < 3 else [1, 2, 3], rank))
+    if rng.random() < 0.5:
+        kernel = (kernel[0],) * rank
+    dilations = tuple(int(d) for d in rng.choice([1, 1, 1, 2, 3], rank))
+    strides = tuple(int(s) for s in rng.choice([1, 1, 1, 2, 3], rank))
+    pads = tuple(int(p) for p in rng.integers(0, 3, 2 * rank))
+    spatial = tuple(
+        max(int(rng.choice(SIZES if rank < 3 else SIZES[:8])), (k - 1) * d + 1 - pads[i] - pads[rank + i], 1)
+        for i, (k, d) in enumerate(zip(kernel, dilations))
+    )
+    kind = rng.choice(["plain", "sparse", "grouped", "depthwise"], p=[0.25, 0.45, 0.15, 0.15])
+    if kind == "depthwise":
+        group = int(rng.integers(1, 20))
+        inputs, outputs = group, group * int(rng.integers(1, 3))
+    elif kind == "grouped":
+        group = int(rng.integers(2, 5))
+        inputs, outputs = group * int(rng.integers(1, 8)), group * int(rng.integers(1, 10))
+    else:
+        group, inputs, outputs = 1, int(rng.integers(1, 40)), int(rng.integers(1, 40))
+    sparse = kind == "sparse" or rng.random() < 0.3
+    density = float(rng.choice([0.0, 0.02, 0.1, 0.3, 0.7])) if sparse else 1.0
+    shared = int(rng.choice([1, 1, 2, 4]))
+    batch = int(rng.integers(1, 4))
+    return Case(
+        batch, inputs, outputs, spatial, kernel, strides, pads, dilations, group, density, shared, rng.random() < 0.7
+    )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("seed", range(60))
+def test_random_convolutions(seed: int, target: str) -> None:
+    node, feeds, constants = _random(seed).feeds(seed)
+    check_node(node, feeds, constants, target=target, threads=1 + seed % 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1000, 4000))
+def test_many_random_convolutions(seed: int) -> None:
+    node, feeds, constants = _random(seed).feeds(seed)
+    check_node(node, feeds, constants, threads=1 + seed % 3)
+
+
+NAMED = {
+    "stem 7x7 stride 2": Case(1, 3, 16, (32, 30), (7, 7), (2, 2), (3, 3, 3, 3), (1, 1)),
+    "sparse in several blocks of channels": Case(
+        1, 600, 40, (14, 14), (1, 1), (1, 1), (0,) * 4, (1, 1), density=0.1
+    ),
+    "sparse 3x3 in several blocks": Case(1, 260, 33, (14, 14), (3, 3), (1, 1), (1,) * 4, (1, 1), density=0.1),
+    "dense in several blocks": Case(1, 700, 21, (15, 15), (1, 1), (1, 1), (0,) * 4, (1, 1)),
+    "dense 3x3 in several blocks": Case(2, 130, 9, (9, 11), (3, 3), (1, 1), (1,) * 4, (1, 1)),
+    "all weights zero": Case(1, 32, 24, (9, 9), (3, 3), (1, 1), (1,) * 4, (1, 1), density=0.0),
+    "pattern shared by four": Case(
+        1, 64, 32, (16, 16), (3, 3), (1, 1), (1,) * 4, (1, 1), density=0.1, shared=4
+    ),
+    "pattern shared by two": Case(1, 64, 32, (16, 16), (1, 1), (1, 1), (0,) * 4, (1, 1), density=0.1, shared=2),
+    "three dimensions, sparse": Case(
+        1, 24, 20, (9, 10, 11), (3, 3, 3), (1,) * 3, (1,) * 6, (1,) * 3, density=0.1
+    ),
+    "three dimensions, strided": Case(1, 5, 6, (9, 8, 7), (3, 3, 3), (2, 2, 2), (1,) * 6, (1,) * 3),
+    "one dimension": Case(2, 6, 7, (101,), (5,), (1,), (2, 2), (1,)),
+    "one pixel": Case(1, 64, 40, (1, 1), (1, 1), (1, 1), (0,) * 4, (1, 1), density=0.2),
+    "more padding than picture": Case(1, 3, 4, (2, 2), (5, 5), (1, 1), (4, 4, 4, 4), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", NAMED)
+def test_named_convolutions(name: str, target: str) -> None:
+    node, feeds, constants = NAMED[name].feeds(7)
+    check_node(node, feeds, constants, target=target, threads=2)
+
+
+@pytest.mark.parametrize("density", [0.1, 1.0])
+def test_zeros_counted_as_numbers_give_the_same(density: float) -> None:
+    case = Case(1, 40, 24, (13, 13), (3, 3), (1, 1), (1,) * 4, (1, 1), density=density)
+    node, feeds, constants = case.feeds(3)
+    check_node(node, feeds, constants, sparse=False)
+
+
+EPILOGUES = {
+    "relu": (Expression(1, (Apply("Relu", (0,)),)), ()),
+    "residual add, relu": (Expression(2, (Apply("Add", (0, 1)), Apply("Relu", (2,)))), ("full",)),
+    "silu": (Expression(1, (Apply("Swish", (0,)),)), ()),
+    "prelu by channel": (Expression(2, (Apply("PRelu", (0, 1)),)), ("channel",)),
+    "clip": (Expression(3, (Apply("Clip", (0, 1, 2)),)), ("scalar", "scalar")),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", EPILOGUES)
+@pytest.mark.parametrize("density", [0.1, 1.0])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_epilogues(name: str, density: float, depthwise: bool, target: str) -> None:
+    expression, kinds = EPILOGUES[name]
+    channels = 19 if depthwise else 24
+    case = Case(
+        2, channels, channels, (11, 13), (3, 3), (1, 1), (1,) * 4, (1, 1), channels if depthwise else 1, density
+    )
+    node, feeds, constants = case.feeds(11)
+    rng = np.random.default_rng(12)
+    for i, kind in enumerate(kinds):
+        extra = f"e{i}"
+        if kind == "full":
+            feeds[extra] = rng.standard_normal(feeds["x"].shape, dtype=np.float32)
+        elif kind == "channel":
+            constants[extra] = rng.standard_normal((channels, 1, 1)).astype(np.float32)
+        else:
+            constants[extra] = np.array([-0.4, 0.7][i], np.float32)
+        node = node.with_(inputs=(*node.inputs, extra))
+    node = node.with_(attributes={**node.attributes, "epilogue": expression})
+    check_node(node, feeds, constants, target=target, threads=2)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("seed", range(24))
+def test_transposed_convolutions(seed: int, target: str) -> None:
+    rng = np.random.default_rng(seed)
+    rank = int(rng.integers(1, 4))
+    group = int(rng.choice([1, 1, 1, 2]))
+    inputs, outputs = group * int(rng.integers(1, 20)), group * int(rng.integers(1, 12))
+    kernel = tuple(int(k) for k in rng.integers(1, 5 if rank < 3 else 4, rank))
+    strides = tuple(int(s) for s in rng.integers(1, 4, rank))
+    dilations = tuple(int(d) for d in rng.choice([1, 1, 2], rank))
+    spatial = tuple(int(s) for s in rng.integers(1, 18 if rank < 3 else 7, rank))
+    room = [(s - 1) * t + (k - 1) * d for s, t, k, d in zip(spatial, strides, kernel, dilations)]
+    pads = tuple(int(rng.integers(0, min(3, r // 2 + 1))) for r in room) * 2
+    extra = tuple(int(rng.integers(0, s)) for s in strides)
+    x = rng.standard_normal((2, inputs, *spatial), dtype=np.float32)
+    w = rng.standard_normal((inputs, outputs // group, *kernel)).astype(np.float32)
+    w *= rng.random(w.shape) < float(rng.choice([0.1, 1.0]))
+    b = rng.standard_normal(outputs).astype(np.float32)
+    attributes = {
+        "strides": strides,
+        "pads": pads,
+        "dilations": dilations,
+        "group": group,
+        "output_padding": extra,
+        "kernel_shape": kernel,
+    }
+    node = Node("ConvTranspose", ("x", "w", "b"), ("y",), attributes, "up")
+    assert math.prod(spatial) > 0
+    check_node(node, {"x": x}, {"w": w, "b": b}, target=target, threads=2)

@@ -1,0 +1,77 @@
+"""What tests share: graphs run through the compiler and compared with the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from coresident.codegen.target import NAMED, Target
+from coresident.compiler import Options, compile_graph, host_target
+from coresident.graph import operators
+from coresident.graph.graph import Fact, Graph, Node
+from coresident.graph.operator import evaluate, infer
+from coresident.runtime.executor import Executor
+
+Array = np.ndarray[Any, Any]
+
+assert operators, "importing them fills the table"
+
+HOST = host_target()
+RUN_TARGETS = {"host": HOST} | ({"x86-64-avx2": NAMED["x86-64-avx2"]} if HOST.arch == "x86_64" else {})
+"""Targets whose code this machine runs."""
+TARGETS = tuple(RUN_TARGETS)
+"""Their names."""
+EMIT_TARGETS = {name: NAMED[name] for name in ("x86-64-avx512", "aarch64-neon")}
+"""Targets that code is made for without running it."""
+
+
+def graph_of(
+    nodes: Sequence[Node],
+    inputs: Mapping[str, Array | Fact],
+    outputs: Sequence[str],
+    initializers: Mapping[str, Array] | None = None,
+) -> Graph:
+    """A graph with facts for all values, its inputs described by arrays or facts."""
+    facts = {name: x if isinstance(x, Fact) else Fact(x.dtype, x.shape) for name, x in inputs.items()}
+    return infer(Graph(tuple(inputs), tuple(outputs), tuple(nodes), dict(initializers or {}), facts))
+
+
+def run_graph(
+    graph: Graph, feeds: Mapping[str, Array], target: Target = HOST, threads: int = 1, sparse: bool = True
+) -> list[Array]:
+    """The outputs of a graph, compiled for a target that this machine runs."""
+    program = compile_graph(graph, Options(target=target, threads=threads, sparse=sparse))
+    executor = Executor(program, threads)
+    try:
+        return executor.run([np.ascontiguousarray(feeds[name]) for name in graph.inputs])
+    finally:
+        executor.close()
+
+
+def check_node(
+    node: Node,
+    feeds: Mapping[str, Array],
+    constants: Mapping[str, Array] | None = None,
+    *,
+    target: str = "host",
+    threads: int = 1,
+    sparse: bool = True,
+    tolerance: float = 1e-5,
+) -> None:
+    """Run a network of one node through the compiler and compare all its outputs with the reference.
+
+    Args:
+        target: a name of `TARGETS`.
+        tolerance: of the largest difference, relative to the largest magnitude of the output.
+    """
+    outputs = [name for name in node.outputs if name]
+    graph = graph_of([node], feeds, outputs, constants)
+    wanted = evaluate(graph, dict(feeds))
+    results = run_graph(graph, feeds, RUN_TARGETS[target], threads, sparse)
+    for name, got in zip(outputs, results):
+        want = wanted[name]
+        assert (got.dtype, got.shape) == (want.dtype, want.shape), name
+        scale = float(np.max(np.abs(want), initial=0.0, where=np.isfinite(want)))
+        np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * max(scale, 1e-30), err_msg=name)
