@@ -59,8 +59,8 @@ class NodeArg:
 class Session:
     """A model compiled for this machine.
 
-    A model whose input sizes are all fixed is compiled at once. Free dimensions take their sizes at the call, and
-    one program is kept for each set of sizes that was used lately. Safe to use from several threads.
+    A model whose input sizes are all fixed is compiled at once. Free dimensions take their sizes at the call,
+    and one program is kept for each set of sizes that was used lately. Safe to use from several threads.
 
     Args:
         model: path or content of an ONNX model, or of a compiled artifact.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import helper
 from onnx_models import check_operator
 
 from coresident.errors import Error, InvalidModel, UnsupportedModel
-from coresident.graph.expression import ELEMENTWISE, Apply, Expression
+from coresident.graph.expression import COMPARISONS, ELEMENTWISE, Apply, Expression
 from coresident.graph.graph import Fact, Graph, Node
 from coresident.graph.numpy_math import NumpyMath
 from coresident.graph.operator import evaluate, infer
@@ -20,13 +21,34 @@ def normal(*shape: int, dtype: type = np.float32, low: float | None = None) -> n
     return (numbers if low is None else np.abs(numbers) + low).astype(dtype)
 
 
-UNARY = {
-    "Abs": {}, "Neg": {}, "Floor": {}, "Ceil": {}, "Round": {}, "Sign": {}, "Exp": {}, "Sin": {}, "Cos": {},
-    "Tanh": {}, "Sigmoid": {}, "Erf": {}, "Relu": {}, "Reciprocal": {}, "Softplus": {}, "Softsign": {}, "Identity": {},
-    "HardSwish": {}, "Mish": {}, "LeakyRelu": {"alpha": 0.3}, "ThresholdedRelu": {"alpha": 0.7}, "Elu": {"alpha": 1.5},
-    "Celu": {"alpha": 1.5}, "Selu": {}, "HardSigmoid": {"alpha": 0.3, "beta": 0.4}, "Gelu": {"approximate": "none"},
-    "IsNaN": {},
-}  # fmt: skip
+UNARY: dict[str, dict[str, object]] = {
+    **dict.fromkeys(
+        [
+            "Abs",
+            "Neg",
+            "Floor",
+            "Ceil",
+            "Round",
+            "Sign",
+            "Exp",
+            "Sin",
+            "Cos",
+            "Tanh",
+            "Sigmoid",
+            "Erf",
+            "Relu",
+            "Reciprocal",
+        ],
+        {},
+    ),
+    **dict.fromkeys(["Softplus", "Softsign", "Identity", "HardSwish", "Mish", "Selu", "IsNaN"], {}),
+    "LeakyRelu": {"alpha": 0.3},
+    "ThresholdedRelu": {"alpha": 0.7},
+    "Elu": {"alpha": 1.5},
+    "Celu": {"alpha": 1.5},
+    "HardSigmoid": {"alpha": 0.3, "beta": 0.4},
+    "Gelu": {"approximate": "none"},
+}
 
 
 @pytest.mark.parametrize("op", UNARY)
@@ -107,8 +129,6 @@ def test_prelu() -> None:
 
 @pytest.mark.parametrize("to", [np.float64, np.float16, np.int32, np.uint8, np.bool_])
 def test_cast(to: type) -> None:
-    from onnx import helper
-
     check_operator("Cast", [normal(4, 5, low=0.1)], {"to": helper.np_dtype_to_tensor_dtype(np.dtype(to))})
 
 
@@ -120,27 +140,34 @@ def test_dropout_passes_the_data_on() -> None:
     check_operator("Dropout", [normal(4, 5), np.float32(0.3)], constants=[1])
 
 
+EXTREMES = np.array([0, -0.0, 1, -1, 65504, np.inf, -np.inf, np.nan], np.float16)
+BINARY = ("Add", "Sub", "Mul", "Div", "Pow", "Mod", "Max", "Min", "PRelu")
+COMPARING = ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual")
+
+
+def _operands(op: str) -> list[np.ndarray]:
+    x = EXTREMES
+    if op in ("And", "Or", "Xor"):
+        return [x > 0, x < 1]
+    if op == "Not":
+        return [x > 0]
+    if op == "Where":
+        return [x > 0, x, x]
+    if op == "Clip":
+        return [x, np.array(-1, x.dtype), np.array(1, x.dtype)]
+    return [x, x[::-1]] if op in BINARY + COMPARING else [x]
+
+
 @pytest.mark.parametrize("op", sorted(ELEMENTWISE))
 def test_results_keep_float16_and_warn_of_nothing(op: str) -> None:
-    x = np.array([0, -0.0, 1, -1, 65504, np.inf, -np.inf, np.nan], np.float16)
-    count = {"Where": 3, "Clip": 3, "PRelu": 2}.get(op, 0)
-    facts = [Fact(np.dtype(bool if op in ("And", "Or", "Xor", "Not") else np.float16), x.shape)] * (
-        count or 1
-    )
-    operands = [x] * len(facts)
-    if not count and op in ("Add", "Sub", "Mul", "Div", "Pow", "Mod", "Max", "Min", "Equal", "Less", "LessOrEqual",
-                            "Greater", "GreaterOrEqual", "And", "Or", "Xor"):  # fmt: skip
-        facts, operands = facts * 2, operands * 2
-    if op == "Where":
-        facts[0], operands[0] = Fact(np.dtype(bool), x.shape), x > 0
-    if op == "Clip":
-        facts[1:] = [Fact(x.dtype, ())] * 2
-        operands[1:] = [np.float16(-1), np.float16(1)]
-    operands = [a.astype(f.dtype) for a, f in zip(operands, facts)]
-    node = Node(op, tuple("abc"[: len(facts)]), ("y",), {"to": "int32"} if op == "Cast" else {})
-    graph = infer(Graph(node.inputs, ("y",), (node,), {}, dict(zip("abc", facts))))
-    y = evaluate(graph, dict(zip("abc", operands)))["y"]
-    assert (y.dtype, y.shape) == (graph.facts["y"].dtype, x.shape)
+    feeds = {f"x{i}": a for i, a in enumerate(_operands(op))}
+    node = Node(op, tuple(feeds), ("y",), {"to": "int32"} if op == "Cast" else {})
+    facts = {name: Fact(a.dtype, a.shape) for name, a in feeds.items()}
+    graph = infer(Graph(tuple(feeds), ("y",), (node,), {}, facts))
+    y = evaluate(graph, feeds)["y"]
+    assert (y.dtype, y.shape) == (graph.facts["y"].dtype, EXTREMES.shape)
+    if op not in COMPARISONS and op != "Cast":
+        assert y.dtype == np.float16
 
 
 def test_expression_of_several_inputs() -> None:

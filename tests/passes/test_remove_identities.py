@@ -16,6 +16,7 @@ def gone(build):
 SAME = {
     "Identity": lambda n, x: n("Identity", x),
     "Dropout": lambda n, x: n("Dropout", x),
+    "Dropout with a mask that nobody reads": lambda n, x: n("Dropout", x, outputs=2)[0],
     "Cast": lambda n, x: n("Cast", x, to="float32"),
     "Reshape": lambda n, x: n("Reshape", x, n.integers(0, -1, 4, 5)),
     "Expand": lambda n, x: n("Expand", x, n.integers(1, 4, 1)),
@@ -55,6 +56,9 @@ DIFFERENT = {
     "Concat": lambda n, x: n("Concat", x, x, axis=1),
     "Resize": lambda n, x: n("Resize", x, "", n.constant([1, 1, 1.1, 1.1]), mode="linear"),
     "MaxPool": lambda n, x: n("MaxPool", x, kernel_shape=(3, 3), pads=(1, 1, 1, 1)),
+    "indices of MaxPool": lambda n, x: n(
+        "Sub", *(n("Cast", y, to="float32") for y in n("MaxPool", x, kernel_shape=(1, 1), outputs=2))
+    ),
     "Add": lambda n, x: n("Add", x, n.constant(1)),
     "0 Sub": lambda n, x: n("Sub", n.constant(0), x),
     "broadcasting Add": lambda n, x: n("Add", x, n.constant(np.zeros((7, 1, 1, 1, 1)))),

@@ -1,7 +1,7 @@
 """The entry point: `coresident VERB ...`.
 
-Exit codes: 0 all well; 1 a `coresident.Error`, told in one line on standard error; 2 wrong usage; 3 a run over
-several files that skipped some; 130 interrupted.
+Exit codes: 0 all well; 1 a `coresident.Error`, told in one line on standard error; 2 wrong usage; 3 some of
+several files or engines could not be run; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _EPILOG = """exit codes:
   0    all well
   1    failed; one line on standard error says why
   2    wrong usage
-  3    a run over several files skipped some
+  3    some of several files or engines could not be run
   130  interrupted
 """
 

@@ -12,7 +12,14 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -113,9 +120,7 @@ def steps(total: int | None, quiet: bool) -> Iterator[Steps]:
     if quiet or not sys.stderr.isatty():
         yield Steps()
         return
-    shown = (
-        [SpinnerColumn()] if total is None else [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    )
+    shown = [SpinnerColumn()] if total is None else [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     console = Console(file=sys.stderr)
     with Progress(*shown, TextColumn("{task.description}"), console=console, transient=True) as progress:
         yield Steps(progress, progress.add_task("", total=total))

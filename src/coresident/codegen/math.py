@@ -1,9 +1,10 @@
-"""The arithmetic of `graph.expression` on values in registers: polynomials in place of a mathematical library.
+"""The arithmetic of `graph.expression` on values in registers: polynomials in place of a library.
 
-Objects made from it have no undefined symbols. Single precision is within about 2 units in the last place of the exact
-result, double precision within about 4, over the ranges that each function names. Sources: S. L. Moshier, Cephes
-Mathematical Library 2.8 (exp, log, sin, cos, tanh, double erf); N. Juffa's single-precision erf (minimax on |x| < 0.92,
-1 - exp(polynomial) beyond); W. J. Cody and W. Waite, Software Manual for the Elementary Functions (range reduction).
+Objects made from it have no undefined symbols. Single precision is within 2 units in the last place of the
+exact result, double precision within 4, over the ranges that each function names. Sources: S. L. Moshier,
+Cephes Mathematical Library 2.8 (exp, log, sin, cos, tanh, double erf); N. Juffa's single-precision erf (minimax
+for |x| < 0.92, 1 - exp(polynomial) beyond); W. J. Cody and W. Waite, Software Manual for the Elementary
+Functions (range reduction).
 """
 
 from __future__ import annotations
@@ -350,7 +351,7 @@ class CodeMath:
         )
         signed = self.where(even, power, power * minus)
         nan = self.constant(math.nan, a)
-        power = self.where(integral, signed, self.where(a < zero, nan, power))
+        power = self.where(integral, signed, self.where((a < zero) & (size < math.inf), nan, power))
         power = self.where(self.is_nan(b), nan, power)
         return self.where(self.equal(b, zero), one, self.where(self.equal(a, one), one, power))
 
@@ -370,7 +371,7 @@ class CodeMath:
     def modulo(self, a: Typed, b: Typed, fmod: bool) -> Typed:
         """The remainder with the sign of a (fmod) or of b; 0 of an integer modulo 0.
 
-        Floats are exact while |a / b| < 2**29, single precision; double precision while |a / b| < 2**52, to a rounding.
+        Floats are exact to a rounding while |a / b| < 2**52.
         """
         a, b = _alike(a, b)
         remainder = self._float_remainder(a, b) if a.is_float else self._integer_remainder(a, b)
@@ -385,7 +386,11 @@ class CodeMath:
         f = self.function
         wide_a, wide_b = self.cast(a, "float64"), self.cast(b, "float64")
         quotient = f.unary("trunc", wide_a.value / wide_b.value)
-        remainder = self.cast(Typed(f.fma(-quotient, wide_b.value, wide_a.value), "float64"), a.dtype)
+        rest = Typed(f.fma(-quotient, wide_b.value, wide_a.value), "float64")
+        # A quotient just below an integer was rounded up to it: the rest is then of the other sign.
+        back = Typed(_copy_sign(f, wide_b.value, wide_a.value), "float64")
+        beyond = self.where(wide_a < 0.0, rest > 0.0, rest < 0.0)
+        remainder = self.cast(self.where(beyond, rest + back, rest), a.dtype)
         infinity = self.constant(math.inf, a)
         fits = self.equal(self.absolute(b), infinity) & (self.absolute(a) < infinity)
         return self.where(fits, a, remainder)
@@ -413,8 +418,11 @@ class CodeMath:
         return self.where(by_zero, zero, self.where(by_minus_one, -a, quotient))
 
     def cast(self, a: Typed, dtype: str) -> Typed:
-        """To another numpy type. A float beyond the range of a type narrower than 32 bits wraps, as C compilers make it
-        on x86-64; beyond that of a wider one it saturates; NaN becomes 0."""
+        """To another numpy type.
+
+        A float beyond the range of an integer narrower than 32 bits wraps, as C compilers make it on x86-64;
+        beyond that of a wider one it saturates; NaN becomes 0.
+        """
         f, target, name = self.function, np.dtype(dtype), np.dtype(dtype).name
         if name == a.dtype:
             return a

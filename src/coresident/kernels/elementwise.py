@@ -76,7 +76,10 @@ def _all(values: Sequence[Typed | None]) -> list[Typed]:
 
 
 def compute(node: Node, plan: Plan, formula: Formula, kernel: str = "loopnest") -> None:
-    """Emit the node's only output as a formula of its inputs; constants of one element are written into the code."""
+    """Emit the node's only output as a formula of its inputs.
+
+    Constants of one element are written into the code.
+    """
     tensors: list[Tensor] = []
     places: list[Callable[[Function, Sequence[Typed], int], Typed | None]] = []
 

@@ -1,9 +1,13 @@
-"""Operators that pick elements by index. Indices known only at run time are held to the dimension that they index."""
+"""Operators that pick elements by index.
+
+Indices that are known only at run time are held to the dimension that they index.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -62,7 +66,7 @@ def _even(indices: np.ndarray[Any, Any], size: int) -> range | None:
         return None
     flat = [int(i) + size if i < 0 else int(i) for i in indices.ravel()]
     step = flat[1] - flat[0] if len(flat) > 1 else 1
-    if step == 0 or any(b - a != step for a, b in zip(flat, flat[1:])):
+    if step == 0 or any(b - a != step for a, b in pairwise(flat)):
         return None
     return range(flat[0], flat[-1] + (1 if step > 0 else -1), step)
 

@@ -24,7 +24,7 @@ _TASK_STORES = 12_000
 
 @dataclass(frozen=True)
 class Repeat:
-    """A body that stands `count` times, `stride` elements apart; its items are (offset, run length or Repeat)."""
+    """A body that stands `count` times, `stride` elements apart: items of (offset, run length or Repeat)."""
 
     count: int
     stride: int
@@ -35,7 +35,10 @@ Item = tuple[int, "int | Repeat"]
 
 
 def zero_halo(plan: Plan, tensor: Tensor) -> None:
-    """Emit a step, without a barrier, that writes zeros into the halo of [N, C, spatial...]; none if it has no halo."""
+    """Emit a step, without a barrier, that writes zeros into the halo of [N, C, spatial...].
+
+    None is emitted where there is no halo.
+    """
     items = folded(runs(tensor.layout))
     planes = math.prod(tensor.shape[:2])
     if not items or planes == 0:

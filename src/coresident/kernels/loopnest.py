@@ -1,8 +1,8 @@
 """The general kernel: an element-wise computation over strided tensors of any rank.
 
-Loops run over the output's elements in the order in which they lie in memory; neighbouring dimensions that all operands
-cross evenly become one, and the innermost is cut into vectors. A dimension that an operand is broadcast along has
-stride 0 in it. Tensors that are only moved between different innermost dimensions go through `squares`.
+Loops run over the output's elements in the order in which they lie in memory; neighbouring dimensions that all
+operands cross evenly become one, and the innermost is cut into vectors. A dimension that an operand is broadcast
+along has stride 0 in it. Tensors that are only moved between different innermost dimensions go through `squares`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Lookup:
     """An operand that is read at a place that another operand names.
 
     Args:
-        index: position among the inputs of the tensor of indices (int32 or int64), negative ones counting from the
-            end; they are held to the dimension, so that no other memory is read.
+        index: position among the inputs of the tensor of indices (int32 or int64); negative indices count from
+            the end; all are held to the dimension, so that no other memory is read.
         size: of the dimension looked up.
         stride: elements from one index to the next.
     """
@@ -176,7 +176,7 @@ class _Nest:
         indices = [lookup.index + 1 for lookup in lookups if lookup is not None]
         loops.append(loops.pop(_innermost(loops, lanes, indices)))
         inner = loops[-1]
-        # Indices that change from element to element are followed one at a time, and scattered copies are scalar.
+        # Indices that change from element to element are followed one by one; scattered copies are scalar.
         if any(inner.strides[i] for i in indices) or (compute is None and inner.strides[0] != 1):
             lanes = 1
         while lanes > 1 and inner.size <= lanes // 2:
@@ -206,7 +206,7 @@ class _Nest:
         return self.entry.loops[-1]
 
     def _row(self, f: Function, pointers: Sequence[Value], start: Value | int, stop: Value | int) -> None:
-        """The elements [start, stop) of the innermost loop; both are numbers, or the part is of whole turns but the last."""
+        """The elements [start, stop) of the innermost loop: all of them, or whole turns except for the last part."""
         size, lanes, turn = self._inner.size, self.lanes, self.lanes * self.unroll
         whole = size // lanes * lanes
         if isinstance(stop, int):
@@ -311,7 +311,7 @@ def _times(at: Value | int, stride: int) -> Value | int:
 def load_strided(
     f: Function, kind: Type, pointer: Value, at: Value | int, stride: int, count: int = 0
 ) -> Value:
-    """The vector of elements `at`, `at` + 1, ... of a run whose elements lie `stride` apart; no others are read.
+    """The vector of elements `at`, `at` + 1, ... of a run with elements `stride` apart; no others are read.
 
     Args:
         count: how many lanes are wanted; 0 for all. The others are zero.

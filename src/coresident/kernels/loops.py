@@ -26,7 +26,7 @@ class Dimension:
 
 
 def dimensions(layouts: Sequence[Layout]) -> list[Dimension]:
-    """The loops over layouts of one shape, outermost first, in the order of the first one's memory, merged."""
+    """The loops over layouts of one shape, merged, outermost first in the order of the first one's memory."""
     strides = zip(*(layout.strides for layout in layouts))
     loops = [Dimension(size, s) for size, s in zip(layouts[0].shape, strides) if size != 1]
     loops.sort(key=lambda loop: -abs(loop.strides[0]))
@@ -107,7 +107,7 @@ class Entry:
     def rows(
         self, f: Function, pointers: Sequence[Value], count: int
     ) -> Iterator[tuple[list[Value], Value | int, Value | int]]:
-        """Loops over this task's share of the first `count` loops; the loop after them is the one that may be cut.
+        """Loops over this task's share of the first `count` loops; the one after them may be cut.
 
         Yields:
             The pointers there, and the part [start, stop) of the next loop (numbers, where it is whole).

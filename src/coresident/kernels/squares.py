@@ -1,4 +1,4 @@
-"""Moves a tensor whose innermost dimension is another than its source's: squares are transposed in registers."""
+"""Moves a tensor whose innermost dimension is not its source's: squares are transposed in registers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def edge(target: Target, itemsize: int) -> int:
 
 
 def loops_of(loops: Sequence[Dimension], side: int) -> list[Dimension] | None:
-    """The loops with the source's innermost and the destination's innermost last; None if squares do not fit them."""
+    """The loops with the source's innermost and the destination's innermost last; None if no square fits."""
     across = [i for i, loop in enumerate(loops) if loop.strides[0] == 1 and loop.size >= side]
     down = [i for i, loop in enumerate(loops) if loop.strides[1] == 1 and loop.size >= side]
     if not across or not down or across[0] == down[0]:
@@ -52,11 +52,11 @@ class Squares:
         split = Split.of([loop.size for loop in self.loops[:-1]], self.tasks, self.side)
         entry = Entry(self.loops, self.operands, split)
         f, pointers = entry.function(target, "transpose")
-        with entry.rows(f, pointers, len(self.loops) - 2) as (here, start, stop):
-            with f.loop(start, stop, self.side) as i:
-                row = f.minimum(i, down.size - self.side)
-                with f.loop(0, across.size, self.side) as j:
-                    self._square(f, entry, here, row, f.minimum(j, across.size - self.side))
+        rows = entry.rows(f, pointers, len(self.loops) - 2)
+        with rows as (here, start, stop), f.loop(start, stop, self.side) as i:
+            row = f.minimum(i, down.size - self.side)
+            with f.loop(0, across.size, self.side) as j:
+                self._square(f, entry, here, row, f.minimum(j, across.size - self.side))
         return f, split.tasks
 
     def _square(

@@ -103,7 +103,9 @@ def _layer(index: int, info: dict[str, Any], seconds: float, share: float, peak:
     macs = int(info.get("macs", 0))
     nonzero = int(info.get("nonzero_macs", macs))
     size = int(info.get("bytes", 0))
-    bound = max(_ceilings(nonzero, size, int(info.get("shared", 0)), peak), key=lambda ceiling: ceiling.seconds)
+    bound = max(
+        _ceilings(nonzero, size, int(info.get("shared", 0)), peak), key=lambda ceiling: ceiling.seconds
+    )
     why = [str(reason) for reason in info.get("why", ())]
     if share >= NEGLIGIBLE and bound.seconds > 0 and seconds > OVERHEAD * bound.seconds:
         why.append(f"slow: takes {seconds / bound.seconds:.1f} times what {bound.name} would allow")

@@ -59,7 +59,7 @@ def _affine(view: View, node: Node, value: str, axis: int) -> Affine | None:
 
 def _normalisation(view: View, node: Node, channels: int) -> Affine | None:
     parameters = [view.constant(name) for name in node.inputs[1:5]]
-    if any(node.outputs[1:]) or any(p is None or p.shape != (channels,) for p in parameters):
+    if not view.gives_one(node) or any(p is None or p.shape != (channels,) for p in parameters):
         return None
     gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
     with np.errstate(all="ignore"):

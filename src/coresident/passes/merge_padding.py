@@ -86,7 +86,7 @@ NEVER_NEGATIVE = frozenset(("Relu", "Sigmoid", "HardSigmoid", "Abs", "Exp", "Sof
 
 
 def _pad_of_maximum(view: View, node: Node) -> Patch | None:
-    if node.op != "MaxPool" or node.get("ceil_mode", 0) or any(node.outputs[1:]):
+    if node.op != "MaxPool" or node.get("ceil_mode", 0) or not view.gives_one(node):
         return None
     pad = padding(view, view.maker(node.inputs[0]))
     if pad is None or not pad.is_spatial:

@@ -84,6 +84,12 @@ class View:
         """Whether the graph hands the value out."""
         return name in self._outputs
 
+    def gives_one(self, node: Node) -> bool:
+        """Whether nothing reads any output of the node but the first."""
+        return not any(
+            name and (self._readers.get(name) or self.is_output(name)) for name in node.outputs[1:]
+        )
+
     def precedes(self, first: Node, second: Node) -> bool:
         """Whether `first` stands before `second` in the order of execution."""
         return self._nodes.index(first) < self._nodes.index(second)

@@ -40,7 +40,7 @@ def _reduction(view: View, node: Node) -> Patch | None:
 
 
 def _one_window(view: View, node: Node) -> Patch | None:
-    if node.op not in ("AveragePool", "MaxPool") or any(node.outputs[1:]):
+    if node.op not in ("AveragePool", "MaxPool") or not view.gives_one(node):
         return None
     source = node.inputs[0]
     spatial, kernel = view.shape(source)[2:], tuple(node.get("kernel_shape"))

@@ -35,7 +35,7 @@ def _same_shape(view: View, node: Node) -> bool:
 
 def _identity(view: View, node: Node) -> Patch | None:
     if node.op == "Dropout":
-        return _bypass(view, node) if not any(node.outputs[1:]) else None
+        return _bypass(view, node) if view.gives_one(node) else None
     if node.op != "Identity":
         return None
     source, target = node.inputs[0], node.outputs[0]
@@ -105,10 +105,14 @@ def _resize(view: View, node: Node) -> Patch | None:
 
 
 def _pool(view: View, node: Node) -> Patch | None:
-    if node.op not in ("MaxPool", "AveragePool") or any(node.outputs[1:]) or not _same_shape(view, node):
+    if node.op not in ("MaxPool", "AveragePool") or not view.gives_one(node):
         return None
-    # A window of 1 with a stride of 1 keeps the shape only without padding.
-    plain = all(k == 1 for k in node.get("kernel_shape")) and all(s == 1 for s in node.get("strides", ()))
+    # With such a window, what keeps the shape has no padding.
+    plain = (
+        _same_shape(view, node)
+        and all(k == 1 for k in node.get("kernel_shape"))
+        and all(s == 1 for s in node.get("strides", ()))
+    )
     return _bypass(view, node) if plain else None
 
 

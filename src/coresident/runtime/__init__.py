@@ -1,1 +1,1 @@
-"""Running compiled networks: the program, the loader, the thread team, memory, sessions. Needs no graph and no LLVM."""
+"""Running compiled networks: the program, loader, thread team and memory. Needs no graph and no LLVM."""

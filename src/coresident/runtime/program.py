@@ -1,8 +1,9 @@
 """The compiled network as plain data: what is cached, stored and loaded.
 
-The ABI of a kernel is `void kernel(const u64 *words, i64 task, void *scratch)`. The words are integers known at
-compile time and addresses filled in when the program is loaded; `task` counts from 0 to the step's `tasks` - 1;
-tasks of one step, and of the steps up to the next barrier, may run at the same time on several threads.
+The ABI of a kernel is `void kernel(const u64 *words, i64 task, void *scratch)`. The words are integers known
+at compile time and addresses filled in when the program is loaded; `task` runs from 0 to the step's
+`tasks`, exclusive; tasks of one step, and of the steps up to the next barrier, may run at the same time on
+several threads.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Word = tuple[Literal["integer", "constant", "arena", "input", "output"], int]
-"""One argument: ("integer", value), ("constant", byte offset), ("arena", byte offset), ("input", index), ("output", index)."""
+"""One argument: an integer, a byte offset into constants or arena, or the index of an input or output."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Step:
         words: its arguments.
         tasks: how many pieces of work; 0 is legal and runs nothing.
         barrier: whether all tasks so far must end before the next step starts.
-        info: for `analyze`, JSON values only: nodes, op, kernel, shape, macs, nonzero_macs, sparsity, pattern, tile, why...
+        info: for `analyze`, JSON values only: nodes, op, kernel, shape, macs, nonzero_macs, sparsity,
+            pattern, tile, why...
     """
 
     kernel: str
