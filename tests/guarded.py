@@ -27,8 +27,7 @@ Array = np.ndarray[Any, Any]
 class Bench:
     """A plan whose steps run at once, tasks in random order, over buffers that are guarded.
 
-    All memory of a buffer that belongs to no element of a tensor holds a pattern; `changed` finds what was written
-    there.
+    Memory that belongs to no element of a tensor holds a pattern; `changed` finds what was written there.
 
     Args:
         target: whose code runs here; with `emit_only`, code is made and nothing runs.
@@ -50,6 +49,7 @@ class Bench:
         self.objects: list[bytes] = []
         self._buffers: list[Array] = []
         self._order, self._emit_only = random.Random(seed), emit_only
+        self._scratch: int | None = None
         self.refuse_aliases = False
 
     def buffer(self, size: int) -> int:
@@ -73,6 +73,8 @@ class Bench:
         kind = np.dtype(dtype)
         number = self.buffer((layout.extent + layout.slack) * kind.itemsize)
         tensor = Tensor(name, kind, layout, Address("arena", number))
+        if any(map(any, layout.halo)):
+            self._buffers[number][self.GUARD : -self.GUARD] = 0
         if value is not None:
             self.array(tensor)[...] = value
         self.tensors[name] = tensor
@@ -83,7 +85,7 @@ class Bench:
         return [buffer.copy() for buffer in self._buffers]
 
     def changed(self, before: Sequence[Array], written: Iterable[Tensor]) -> list[int]:
-        """Numbers of the buffers in which bytes other than those of elements of `written` differ from a snapshot."""
+        """Numbers of the buffers that differ from a snapshot in bytes of no element of `written`."""
         masks = [np.zeros(buffer.size, bool) for buffer in before]
         for tensor in written:
             item = tensor.dtype.itemsize
@@ -93,6 +95,11 @@ class Bench:
             np.lib.stride_tricks.as_strided(mask, (*tensor.shape, item), strides)[...] = True
         pairs = zip(before, self._buffers, masks)
         return [i for i, (was, now, mask) in enumerate(pairs) if np.any((was != now) & ~mask)]
+
+    def overrun(self) -> list[int]:
+        """Numbers of the buffers whose guards are not what they were."""
+        ends = ((i, b[: self.GUARD], b[-self.GUARD :]) for i, b in enumerate(self._buffers))
+        return [i for i, *guards in ends if any((guard != self.PATTERN).any() for guard in guards)]
 
     # The plan, as lowerings see it
 
@@ -105,12 +112,15 @@ class Bench:
         return self.tensors[name]
 
     def planar(self, name: str, halo: Sequence[tuple[int, int]] = ()) -> Tensor:
-        raise AssertionError("not asked for by what is tested here")
+        assert not any(map(any, halo)), "a border is not asked for by what is tested here"
+        tensor = self.tensor(name)
+        return tensor if tensor.layout.strides[-1] == 1 else self._copied(tensor)
 
     def contiguous(self, name: str) -> Tensor:
         tensor = self.tensor(name)
-        if tensor.layout.is_contiguous:
-            return tensor
+        return tensor if tensor.layout.is_contiguous else self._copied(tensor)
+
+    def _copied(self, tensor: Tensor) -> Tensor:
         copy = self.temporary(Layout.contiguous(tensor.shape), tensor.dtype)
         if not self._emit_only:
             self.array(copy)[...] = self.array(tensor)
@@ -131,7 +141,7 @@ class Bench:
         ).storage
 
     def scratch(self, size: int) -> None:
-        raise AssertionError("not asked for by what is tested here")
+        self._scratch = self.buffer(size)
 
     def step(
         self,
@@ -155,10 +165,13 @@ class Bench:
             code.address(function.name)
         )
         words = (ctypes.c_uint64 * max(len(operands), 1))(*(self._word(operand) for operand in operands))
+        scratch = None
+        if self._scratch is not None:
+            scratch = self._buffers[self._scratch].ctypes.data + self.GUARD
         order = list(range(tasks))
         self._order.shuffle(order)
         for task in order:
-            run(ctypes.addressof(words), task, None)
+            run(ctypes.addressof(words), task, scratch)
 
     def _word(self, operand: Operand) -> int:
         if isinstance(operand, int):
@@ -172,7 +185,7 @@ class Bench:
 
 
 def random_layout(rng: np.random.Generator, shape: Sequence[int]) -> Layout:
-    """A layout with gaps between lines, dimensions in any order in memory, some backwards, the innermost often dense."""
+    """A layout with gaps between lines, its dimensions in any order in memory, some of them backwards."""
     order = rng.permutation(len(shape)) if rng.random() < 0.5 else np.arange(len(shape))
     strides, step = [0] * len(shape), 1 if rng.random() < 0.7 else int(rng.integers(2, 6))
     for d in reversed(order):
@@ -233,6 +246,7 @@ def check_lowering(
     bench.lower()
     written = [bench.tensor(name) for node in graph.nodes for name in node.outputs if name]
     assert not bench.changed(before, [t for t in written if t.storage.buffer < len(before)]), hint
+    assert not bench.overrun(), hint
     wanted = evaluate(graph, dict(feeds))
     for name in graph.outputs:
         got = bench.array(bench.tensor(name))

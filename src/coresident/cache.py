@@ -21,11 +21,10 @@ import platformdirs
 
 from coresident.errors import ArtifactError, CoresidentWarning, Error, ResourceError
 from coresident.runtime import artifact
-from coresident.runtime.files import write_atomically
 from coresident.runtime.program import Program
 
 LIMIT_BYTES = 2 << 30
-_PROGRAM, _CARD = ".cres", ".json"
+_SUFFIX = ".cres"
 _ABANDONED_SECONDS = 3600
 
 
@@ -62,12 +61,6 @@ class Cache(Protocol):
     def put(self, key: str, program: Program) -> None:
         """Keep a program; warns where that fails."""
 
-    def get_card(self, key: str) -> dict[str, Any] | None:
-        """A small JSON object, None if it is not there or not usable."""
-
-    def put_card(self, key: str, card: dict[str, Any]) -> None:
-        """Keep a small JSON object; warns where that fails."""
-
     def state(self) -> State:
         """For people."""
 
@@ -88,12 +81,6 @@ class NoCache:
     def put(self, key: str, program: Program) -> None:
         return None
 
-    def get_card(self, key: str) -> dict[str, Any] | None:
-        return None
-
-    def put_card(self, key: str, card: dict[str, Any]) -> None:
-        return None
-
     def state(self) -> State:
         return State(None, 0, 0, False, self._problem)
 
@@ -111,7 +98,7 @@ class DiskCache:
         self._warned = False
 
     def get(self, key: str) -> Program | None:
-        path = self.folder / (key + _PROGRAM)
+        path = self.folder / (key + _SUFFIX)
         if not path.exists():
             return None
         try:
@@ -127,33 +114,10 @@ class DiskCache:
     def put(self, key: str, program: Program) -> None:
         try:
             # Not synchronised with the disk: an entry that a crash cuts is found out when it is read.
-            artifact.write(program, self.folder / (key + _PROGRAM), mode=0o600, sync=False)
+            artifact.write(program, self.folder / (key + _SUFFIX), mode=0o600, sync=False)
             self._evict()
         except (Error, OSError) as error:
             self._warn_once(f"the compiled program can't be kept in the cache: {error}")
-
-    def get_card(self, key: str) -> dict[str, Any] | None:
-        path = self.folder / (key + _CARD)
-        try:
-            _check_owner(path)
-            checksum, text = path.read_text("utf-8").split("\n", 1)
-            if hashlib.sha256(text.encode()).hexdigest() != checksum:
-                raise ArtifactError("does not match its checksum", file=path)
-            card = json.loads(text)
-        except FileNotFoundError:
-            return None
-        except (Error, OSError, ValueError) as error:
-            self._discard(path, error)
-            return None
-        return card if isinstance(card, dict) else None
-
-    def put_card(self, key: str, card: dict[str, Any]) -> None:
-        text = json.dumps(card, sort_keys=True, allow_nan=False)
-        content = f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode()
-        try:
-            write_atomically(self.folder / (key + _CARD), [content], mode=0o600, sync=False)
-        except Error as error:
-            self._warn_once(f"the cache can't be written: {error}")
 
     def state(self) -> State:
         entries = self._entries()
@@ -166,7 +130,7 @@ class DiskCache:
         found = []
         with os.scandir(self.folder) as scan:
             for entry in scan:
-                if entry.name.endswith(_PROGRAM) and not entry.name.startswith("."):
+                if entry.name.endswith(_SUFFIX) and not entry.name.startswith("."):
                     with contextlib.suppress(OSError):
                         status = entry.stat(follow_symlinks=False)
                         found.append((status.st_mtime, status.st_size, Path(entry.path)))
@@ -182,7 +146,7 @@ class DiskCache:
             with contextlib.suppress(OSError):
                 path.unlink()
                 size -= one
-        for path in self.folder.glob(f".*{_PROGRAM}.*"):
+        for path in self.folder.glob(f".*{_SUFFIX}.*"):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
                     path.unlink()
@@ -204,10 +168,10 @@ def _check_owner(path: Path) -> None:
     """Raise ArtifactError unless the file or folder is this user's and nobody else can write it."""
     if not hasattr(os, "getuid"):
         return
-    status = os.lstat(path)
+    status = os.stat(path)
     if status.st_uid != os.getuid():
         raise ArtifactError("belongs to another user", file=path)
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or stat.S_ISLNK(status.st_mode):
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ArtifactError("can be written by other users", file=path)
 
 

@@ -38,18 +38,19 @@ class NodeArg:
 
     Args:
         name: its name.
-        shape: sizes; the name of a dimension that each call may choose, None for one without a name.
-        dtype: numpy's name of its element type.
+        shape: sizes; the name of a dimension that each call may choose, None for one without a name. That
+            of an output is None if the model does not declare it and is not compiled for one set of sizes.
+        dtype: numpy's name of its element type; None likewise.
     """
 
     name: str
-    shape: tuple[int | str | None, ...]
-    dtype: str
+    shape: tuple[int | str | None, ...] | None
+    dtype: str | None
 
     @property
-    def type(self) -> str:
+    def type(self) -> str | None:
         """As onnxruntime writes it: "tensor(float)"."""
-        return f"tensor({_ORT_TYPES.get(self.dtype, self.dtype)})"
+        return f"tensor({_ORT_TYPES.get(self.dtype, self.dtype)})" if self.dtype else None
 
     @staticmethod
     def of(port: Port) -> NodeArg:
@@ -114,7 +115,7 @@ class Session:
         self._inputs = [NodeArg.of(port) for port in program.inputs]
         self._outputs = [NodeArg.of(port) for port in program.outputs]
         self._dtypes = [np.dtype(one.dtype) for one in self._inputs]
-        self._fixed = Executor(program, self.threads)
+        self._fixed = Executor(program, self.threads, _features())
 
     def get_inputs(self) -> list[NodeArg]:
         """What `run` must be fed."""
@@ -216,7 +217,7 @@ class Session:
             executor = self._executors.get(shapes)
             if executor is None:
                 program = self._compiler.bound({one.name: shape for one, shape in zip(self._inputs, shapes)})
-                executor = Executor(program, self.threads)
+                executor = Executor(program, self.threads, _features())
                 self._executors[shapes] = executor
                 while len(self._executors) > self._limit:
                     self._executors.popitem(last=False)
@@ -238,6 +239,7 @@ class _Compiler:
         self._cache, self._threads, self._sparse = cache, threads, sparse
         self._digest = source.digest()
         self._model: Model | None = None
+        self._as_digested = True
 
     def fixed(self) -> Program | None:
         """The program of a model whose input sizes are all fixed; None for other models."""
@@ -261,7 +263,9 @@ class _Compiler:
         graph = self._loaded().graph
 
         def described(name: str) -> NodeArg:
-            fact = graph.facts[name]
+            fact = graph.facts.get(name)
+            if fact is None:
+                return NodeArg(name, None, None)
             return NodeArg(name, tuple(size if size != "" else None for size in fact.shape), fact.dtype.name)
 
         return [described(name) for name in graph.inputs], [described(name) for name in graph.outputs]
@@ -270,7 +274,8 @@ class _Compiler:
         from coresident import compiler
 
         program = compiler.compile(self._loaded(), shapes, self._options())
-        self._cache.put(key, program)
+        if self._as_digested:
+            self._cache.put(key, program)
         return program
 
     def _loaded(self) -> Model:
@@ -280,6 +285,8 @@ class _Compiler:
             source = self._source
             assert source is not None
             self._model = compiler.load(source.path if source.path is not None else bytes(source.content))
+            # A file that was replaced meanwhile must not become the program of what it was before.
+            self._as_digested = source.unchanged
             self._source = None
         return self._model
 
@@ -313,6 +320,16 @@ def _host() -> str:
     from coresident import compiler
 
     return compiler.host_target().key
+
+
+def _features() -> frozenset[str]:
+    """Of this CPU, by LLVM's names."""
+    found = cpu.features()
+    if found is not None:
+        return found
+    from coresident import compiler
+
+    return compiler.host_target().features
 
 
 def _fingerprint(package: str, *patterns: str) -> str:
@@ -352,8 +369,7 @@ def _fitting(array: object, wanted: NodeArg, dtype: np.dtype[Any]) -> Array:
 
 def _check_shapes(inputs: Sequence[NodeArg], shapes: Shapes) -> None:
     for one, shape in zip(inputs, shapes):
-        fits = len(shape) == len(one.shape) and all(
-            want == have or not isinstance(want, int) for want, have in zip(one.shape, shape)
-        )
-        if not fits:
-            raise InputError(f"input {one.name!r} has shape {list(shape)}; {list(one.shape)} is needed")
+        wanted = one.shape or ()
+        fits = all(want == have or not isinstance(want, int) for want, have in zip(wanted, shape))
+        if len(shape) != len(wanted) or not fits:
+            raise InputError(f"input {one.name!r} has shape {list(shape)}; {list(wanted)} is needed")

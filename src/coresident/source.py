@@ -1,16 +1,16 @@
-"""What a session is made from, before anyone looks into it: bytes, a name, and a digest of everything that it
-says."""
+"""What a session is made from, before anyone looks into it: bytes, and a digest of all that they say."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from coresident.errors import InvalidModel, ResourceError
 from coresident.onnx.references import external_locations
-from coresident.runtime.digest import digest
+from coresident.runtime.digest import digest, digest_file
 from coresident.runtime.files import read_in_place
 
 
@@ -21,10 +21,12 @@ class Source:
     Args:
         content: its bytes, in place where it is a file.
         path: of the file, if it is one.
+        stamp: what changes when the file does.
     """
 
     content: bytes | memoryview
-    path: Path | None
+    path: Path | None = None
+    stamp: tuple[int, ...] = ()
 
     @staticmethod
     def of(model: str | os.PathLike[str] | bytes | bytearray | memoryview) -> Source:
@@ -35,28 +37,42 @@ class Source:
             ResourceError: it can't be read.
         """
         if isinstance(model, bytes | bytearray | memoryview):
-            return Source(bytes(model), None)
+            return Source(bytes(model))
         path = Path(model)
         if not path.is_file():
             raise InvalidModel("not a file" if path.exists() else "no such file", file=path)
         try:
-            return Source(read_in_place(path), path)
+            return Source(read_in_place(path), path, _stamp(path))
         except OSError as error:
             raise ResourceError(f"can't be read: {error.strerror or error}", file=path) from error
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether the file is still what it was."""
+        try:
+            return self.path is None or _stamp(self.path) == self.stamp
+        except OSError:
+            return False
+
     def digest(self) -> str:
-        """Of the content and of the files that it refers to."""
-        parts = [digest(self.content)]
-        if self.path is not None:
-            parts += [
-                f"{name}={_digest_beside(self.path.parent, name)}"
-                for name in external_locations(self.content)
-            ]
-        return (
-            parts[0]
-            if len(parts) == 1
-            else hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
-        )
+        """Of the content and of the files that it refers to.
+
+        Raises:
+            ResourceError: the file can't be read.
+        """
+        if self.path is None:
+            return digest(self.content)
+        try:
+            own = digest_file(self.path)
+        except OSError as error:
+            raise ResourceError(f"can't be read: {error.strerror or error}", file=self.path) from error
+        others = {name: _digest_beside(self.path.parent, name) for name in external_locations(self.content)}
+        return hashlib.sha256(json.dumps([own, others]).encode()).hexdigest() if others else own
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _digest_beside(folder: Path, name: str) -> str:
@@ -65,6 +81,6 @@ def _digest_beside(folder: Path, name: str) -> str:
         path = (folder / name).resolve()
         if not (path.is_relative_to(folder.resolve()) and path.is_file()):
             return ""
-        return digest(read_in_place(path))
+        return digest_file(path)
     except (OSError, ValueError, RuntimeError):
         return ""

@@ -1,4 +1,5 @@
-"""Convolutions against the reference: every rank, shape, sparsity and layout that the kernels treat differently."""
+"""Convolutions against the reference: every rank, shape, sparsity and layout that the kernels treat
+differently."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ class Case:
     shared: int = 1
     bias: bool = True
 
-    def feeds(self, seed: int) -> tuple[Node, dict[str, np.ndarray[Any, Any]], dict[str, np.ndarray[Any, Any]]]:
+    def feeds(
+        self, seed: int
+    ) -> tuple[Node, dict[str, np.ndarray[Any, Any]], dict[str, np.ndarray[Any, Any]]]:
         rng = np.random.default_rng(seed)
         x = rng.standard_normal((self.batch, self.inputs, *self.spatial), dtype=np.float32)
         shape = (self.outputs, self.inputs // self.group, *self.kernel)
@@ -87,7 +90,18 @@ def _random(seed: int) -> Case:
     shared = int(rng.choice([1, 1, 2, 4]))
     batch = int(rng.integers(1, 4))
     return Case(
-        batch, inputs, outputs, spatial, kernel, strides, pads, dilations, group, density, shared, rng.random() < 0.7
+        batch,
+        inputs,
+        outputs,
+        spatial,
+        kernel,
+        strides,
+        pads,
+        dilations,
+        group,
+        density,
+        shared,
+        rng.random() < 0.7,
     )
 
 
@@ -117,7 +131,9 @@ NAMED = {
     "pattern shared by four": Case(
         1, 64, 32, (16, 16), (3, 3), (1, 1), (1,) * 4, (1, 1), density=0.1, shared=4
     ),
-    "pattern shared by two": Case(1, 64, 32, (16, 16), (1, 1), (1, 1), (0,) * 4, (1, 1), density=0.1, shared=2),
+    "pattern shared by two": Case(
+        1, 64, 32, (16, 16), (1, 1), (1, 1), (0,) * 4, (1, 1), density=0.1, shared=2
+    ),
     "three dimensions, sparse": Case(
         1, 24, 20, (9, 10, 11), (3, 3, 3), (1,) * 3, (1,) * 6, (1,) * 3, density=0.1
     ),
@@ -159,7 +175,16 @@ def test_epilogues(name: str, density: float, depthwise: bool, target: str) -> N
     expression, kinds = EPILOGUES[name]
     channels = 19 if depthwise else 24
     case = Case(
-        2, channels, channels, (11, 13), (3, 3), (1, 1), (1,) * 4, (1, 1), channels if depthwise else 1, density
+        2,
+        channels,
+        channels,
+        (11, 13),
+        (3, 3),
+        (1, 1),
+        (1,) * 4,
+        (1, 1),
+        channels if depthwise else 1,
+        density,
     )
     node, feeds, constants = case.feeds(11)
     rng = np.random.default_rng(12)

@@ -306,7 +306,6 @@ def test_zero_halo(target: Any, shape: tuple[int, ...], gaps: Any, halo: Any) ->
     inside = tuple(slice(b, b + size) for size, (b, _) in zip(shape, layout.halo))
     border = bench.array(around).copy()
     border[inside] = 0
-    # An element may be border of one row and, since rows share their gaps, not of another; never pixel and border.
     assert not border.any()
     assert len(folded(runs(layout))) <= 12
 

@@ -193,7 +193,7 @@ def test_corrupt_objects_are_refused_or_loaded_but_never_crash() -> None:
 
 
 @pytest.mark.parametrize("field", [40, 60, 62])
-@pytest.mark.parametrize("value", [0, 1, 0xFEFF, 0xFFFF])
+@pytest.mark.parametrize("value", [0xFEFF, 0xFFFF])
 def test_headers_out_of_bounds(field: int, value: int) -> None:
     data = bytearray(everything())
     struct.pack_into("<H", data, field, value)

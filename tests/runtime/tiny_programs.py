@@ -81,7 +81,7 @@ def counting(tasks: int, uneven: int = 0) -> Program:
 
     Args:
         tasks: how many.
-        uneven: the first task takes this many rounds of a loop, the others next to none, so that work is taken over.
+        uneven: the first task takes this many rounds of a loop, the others one: work is taken over.
     """
     count = kernel(TARGET, "count")
     counts, rounds, first = word(count, 0), word(count, 1, I64), count["task"].equals(0)

@@ -143,8 +143,8 @@ def _node(layer: Layer) -> str:
 COMMAND = Command(
     "analyze",
     "show where the time goes, layer by layer",
-    "Measures every layer of a model and says which kernel runs it, how far it is from what this machine can do, "
-    "and why it is not sparse, not fused or slow.",
+    "Measures every layer of a model and says which kernel runs it, how far it is from what this machine can "
+    "do, and why it is not sparse, not fused or slow.",
     _configure,
     _run,
 )

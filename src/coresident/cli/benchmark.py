@@ -93,7 +93,7 @@ def _batch(shapes: Mapping[str, Sequence[int]]) -> int:
 
 
 def summary(results: Mapping[str, Result], failures: Mapping[str, str], batch: int) -> dict[str, Any]:
-    """The figures of a comparison as JSON values; times in milliseconds, errors as shares of the outputs' range.
+    """The figures of a comparison as JSON values; errors are shares of the outputs' range.
 
     Outputs are compared with those of onnxruntime, or of the first other engine where it did not run.
     """

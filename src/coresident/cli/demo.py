@@ -162,9 +162,9 @@ def _tell(record: Mapping[str, Any]) -> None:
 COMMAND = Command(
     "demo",
     "count cell nuclei in sample pictures",
-    "Compiles a small pruned U-Net that comes with the package, counts the nuclei in sample pictures that it was "
-    "not trained on (BBBC038, CC0), draws them, and compares its speed with that of the same network with zeros "
-    "treated as numbers, and with ONNX Runtime where it is installed.",
+    "Compiles a small pruned U-Net that comes with the package, counts the nuclei in sample pictures that "
+    "it was not trained on (BBBC038, CC0), draws them, and compares its speed with that of the same network "
+    "with zeros treated as numbers, and with ONNX Runtime where it is installed.",
     _configure,
     _run,
 )

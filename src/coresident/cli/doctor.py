@@ -23,17 +23,9 @@ if TYPE_CHECKING:
 _PACKAGES = ("numpy", "onnx", "llvmlite", "platformdirs", "pillow", "scipy", "rich")
 _OPTIONAL = ("matplotlib", "torch", "onnxruntime", "openvino")
 _VECTOR_FEATURES = (
-    "avx2",
-    "fma",
-    "f16c",
-    "avx512f",
-    "avx512bw",
-    "avx512dq",
-    "avx512vl",
-    "avx512vnni",
-    "avxvnni",
-    "avx512bf16",
-) + ("neon", "fullfp16", "dotprod", "i8mm", "bf16", "sve")
+    *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avxvnni"),
+    *("avx512bf16", "neon", "fullfp16", "dotprod", "i8mm", "bf16", "sve"),
+)
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -187,7 +179,8 @@ def _cache_text(kept: dict[str, Any]) -> str:
 COMMAND = Command(
     "doctor",
     "show what this machine has and what is used of it",
-    "Shows the CPU, the cores and caches that may be used, the versions of what is installed, and the cache's state.",
+    "Shows the CPU, the cores and caches that may be used, the versions of what is installed, and the state "
+    "of the cache of compiled programs.",
     _configure,
     _run,
 )

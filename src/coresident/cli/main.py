@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser = argparse.ArgumentParser(
         prog="coresident",
-        description="Runs trained vision networks on CPUs: compiles ONNX to machine code that skips the zeros.",
+        description="Runs trained vision networks on CPUs: compiles ONNX to code that skips the zeros.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[quiet],

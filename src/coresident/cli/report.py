@@ -23,8 +23,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-_WIDE = 200
-"""Columns of a table that does not go to a terminal."""
+_WIDE = 400
+"""Columns at most of a table that does not go to a terminal."""
 
 
 def print_json(record: dict[str, Any]) -> None:
@@ -58,27 +58,27 @@ class Column:
 
     Args:
         title: its heading.
-        number: whether it is set to the right.
-        wraps: whether long texts go on in the next line instead of being kept whole.
+        number: whether it is set to the right and never shortened.
     """
 
     title: str
     number: bool = False
-    wraps: bool = False
 
 
 def print_table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
     """A table, as wide as it needs to be where no terminal limits it."""
     table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for column in columns:
+    cells = [list(row) for row in rows]
+    for index, column in enumerate(columns):
         table.add_column(
             column.title,
             justify="right" if column.number else "left",
-            no_wrap=not column.wraps,
-            overflow="fold" if column.wraps else "ellipsis",
+            no_wrap=True,
+            # Of texts a part may do, of numbers not.
+            min_width=max((len(row[index]) for row in cells), default=1) if column.number else None,
         )
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+    for row in cells:
+        table.add_row(*map(Text, row))
     console = Console(file=sys.stdout, highlight=False)
     if not console.is_terminal:
         console = Console(file=sys.stdout, highlight=False, width=_WIDE)
@@ -116,7 +116,7 @@ class Steps:
 
 @contextmanager
 def steps(total: int | None, quiet: bool) -> Iterator[Steps]:
-    """A progress bar on standard error (a spinner where the number of things is not known); none if that is no terminal."""
+    """A progress bar on standard error if that is a terminal; a spinner where the total is not known."""
     if quiet or not sys.stderr.isatty():
         yield Steps()
         return

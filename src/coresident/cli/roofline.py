@@ -1,4 +1,4 @@
-"""A picture of layers under the ceilings of the machine (Williams et al., "Roofline", 2009). Needs matplotlib."""
+"""A picture of layers under the ceilings of the machine (Williams et al., "Roofline", 2009)."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@
             total.set(f.fma(f.load(vector, x, k * lanes), f.splat(weight), total.get()))
         f.store(f.maximum(total.get(), 0.0), y, row * lanes)
 
-Python loops unroll; `loop` makes a loop in the code. A `var` is mutable and becomes registers when LLVM promotes it.
+Python loops unroll; `loop` makes a loop in the code. A `var` is mutable and becomes registers when LLVM
+promotes it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from coresident.errors import TargetError
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """Something computed: an SSA name or a constant, with its type. Operators act lane by lane; integers are signed."""
+    """Something computed: an SSA name or a constant, with its type. Operators act lane by lane; integers
+    are signed."""
 
     function: Function
     text: str
@@ -138,9 +140,8 @@ class Variable:
 
 def _float_text(value: float, bits: int) -> str:
     """LLVM's exact hexadecimal form; a float constant is written as the double that equals it."""
-    if bits == 32:
-        if math.isfinite(value):
-            value = struct.unpack("f", struct.pack("f", value))[0]
+    if bits == 32 and math.isfinite(value):
+        value = struct.unpack("f", struct.pack("f", value))[0]
     return f"0x{struct.unpack('>Q', struct.pack('>d', value))[0]:016X}"
 
 
@@ -279,7 +280,8 @@ class Function:
         """Call an intrinsic.
 
         Raises:
-            TargetError: the target lacks one of `needs`, or a machine intrinsic is called without naming its needs.
+            TargetError: the target lacks one of `needs`, or a machine intrinsic is called without naming
+                its needs.
         """
         self._check(name, needs)
         types = ", ".join(str(a.type) for a in arguments)
@@ -324,26 +326,36 @@ class Function:
         index = self.value(index, I64)
         size = kind if isinstance(kind, int) else kind.bytes
         if size != 1:
-            index = index * size if isinstance(index, Value) and index.text.startswith("%") else self.constant(
-                int(index.text) * size, I64
+            index = (
+                index * size
+                if isinstance(index, Value) and index.text.startswith("%")
+                else self.constant(int(index.text) * size, I64)
             )
         return self.emit(f"getelementptr i8, ptr {pointer.text}, i64 {index.text}", PTR)
 
     def load(self, kind: Type, pointer: Value, index: Operand = 0, align: int | None = None) -> Value:
         """Load a value; `index` counts its scalar lanes, so that vectors may start at any element."""
-        address = pointer if isinstance(index, int) and index == 0 else self.offset(pointer, index, kind.scalar)
+        address = (
+            pointer if isinstance(index, int) and index == 0 else self.offset(pointer, index, kind.scalar)
+        )
         align = align or kind.scalar.bytes
         return self.emit(f"load {kind}, ptr {address.text}, align {align}", kind)
 
     def store(self, value: Value, pointer: Value, index: Operand = 0, align: int | None = None) -> None:
         """Store a value; `index` counts its scalar lanes."""
         kind = value.type
-        address = pointer if isinstance(index, int) and index == 0 else self.offset(pointer, index, kind.scalar)
+        address = (
+            pointer if isinstance(index, int) and index == 0 else self.offset(pointer, index, kind.scalar)
+        )
         self.line(f"store {kind} {value.text}, ptr {address.text}, align {align or kind.scalar.bytes}")
 
     def first(self, count: Operand, lanes: int) -> Value:
         """The mask of the first `count` lanes (I64 count; may exceed the lanes)."""
-        count = self.convert(self.value(count, I64), I32) if isinstance(count, Value) else self.constant(count, I32)
+        count = (
+            self.convert(self.value(count, I64), I32)
+            if isinstance(count, Value)
+            else self.constant(count, I32)
+        )
         kind = I32.by(lanes)
         return self.indices(kind) < count if lanes > 1 else self.value(0, I32) < count
 
@@ -418,7 +430,8 @@ class Function:
 
     @contextmanager
     def either(self, condition: Value) -> Iterator[Otherwise]:
-        """Two branches: `with f.either(c) as other: ...; with other(): ...` (the second inside the first's block)."""
+        """Two branches: `with f.either(c) as other: ...; with other(): ...` (the second inside the first's
+        block)."""
         yes, no, done = self._new("yes"), self._new("no"), self._new("after")
         self.line(f"br i1 {condition.text}, label %{yes}, label %{no}")
         self._label(yes)
@@ -466,7 +479,10 @@ class Function:
         """The function as LLVM reads it, without its declarations."""
         parameters = ", ".join(f"{v.type} %{name}" for name, v in self._parameters.items())
         end = "  ret void" if self.result is None else f"  ret {self.result} zeroinitializer"
-        lines = [f"define {self.result or 'void'} @{self.name}({parameters}) nounwind \"no-builtins\" {{", "entry:"]
+        lines = [
+            f'define {self.result or "void"} @{self.name}({parameters}) nounwind "no-builtins" {{',
+            "entry:",
+        ]
         return "\n".join([*lines, *self._entry, *self._body, end, "}"])
 
 
@@ -490,7 +506,8 @@ KERNEL_PARAMETERS = (("args", PTR), ("task", I64), ("scratch", PTR))
 def kernel(target: Target, name: str) -> Function:
     """A function of the one kernel ABI: `void name(words, task, scratch)`.
 
-    `args` points at 64-bit words (addresses and integers, see runtime.program), `task` is the index of the piece of
+    `args` points at 64-bit words (addresses and integers, see runtime.program), `task` is the index of the
+    piece of
     work, `scratch` is memory of the calling worker.
     """
     return Function(target, name, KERNEL_PARAMETERS)

@@ -24,14 +24,16 @@ def _initialize() -> None:
 def _machine(target: Target) -> llvm.TargetMachine:
     _initialize()
     machine = llvm.Target.from_triple(target.triple)
-    # The default code model is large: 64-bit absolute relocations. Small and position independent is what is stored.
+    # The default code model is large: 64-bit absolute relocations. Small and position independent is what
+    # is stored.
     return machine.create_target_machine(
         cpu=target.cpu, features=target.feature_string, opt=3, reloc="pic", codemodel="small"
     )
 
 
 def host() -> tuple[str, str, frozenset[str]]:
-    """(triple, CPU name, features) of the machine this runs on; the triple is for ELF objects on any system."""
+    """(triple, CPU name, features) of the machine this runs on; the triple is for ELF objects on any
+    system."""
     arch = llvm.get_default_triple().split("-", 1)[0]
     arch = {"arm64": "aarch64", "amd64": "x86_64"}.get(arch, arch)
     features = frozenset(name for name, on in llvm.get_host_cpu_features().items() if on)
@@ -54,7 +56,8 @@ def _optimised(text: str, target: Target) -> tuple[llvm.ModuleRef, llvm.TargetMa
         raise TargetError(f"the generated code is not valid: {error}") from error
     module.triple = target.triple
     module.data_layout = str(machine.target_data)
-    # Kernels are vector code already: the vectorisers would only cost time, and the unroller undoes chosen tiles.
+    # Kernels are vector code already: the vectorisers would only cost time, and the unroller undoes chosen
+    # tiles.
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     options.loop_vectorization = options.slp_vectorization = False
     options.loop_unrolling = options.loop_interleaving = False

@@ -1,6 +1,6 @@
 """What this machine can do at best: multiply-adds of one core, and bytes loaded from each level of memory.
 
-Kernels written with the builder, run by the executor like any network; other rates are quoted as shares of these.
+Kernels written with the builder, run by the executor like any network; other rates are shares of these.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ _VECTORS = 8
 _ITERATIONS = 400_000
 _SWEPT = 64 << 20
 """Bytes to load in one measurement, at least."""
+_RUNS, _ENOUGH = 5, 0.05
+"""Runs of a measurement at least, and their seconds together."""
 _LARGEST = 256 << 20
 """What "memory" is measured on at most."""
 
@@ -82,7 +84,7 @@ def multiply_adds(target: Target) -> Function:
 
 
 def loads(target: Target) -> Function:
-    """Loads of consecutive vectors. Words: the buffers' start, turns of the inner loop, sweeps. Task: which buffer."""
+    """Loads of consecutive vectors, a buffer a task. Words: the first buffer, turns of the loop, sweeps."""
     f = kernel(target, "peak_loads")
     lanes = target.lanes(F32)
     vector, stride = F32.by(lanes), _VECTORS * lanes
@@ -119,16 +121,16 @@ def _program(target: Target, function: Function, words: tuple[Word, ...], tasks:
     )
 
 
-def _seconds(program: Program, threads: int, arrays: list[Array], repeats: int = 7) -> float:
+def _seconds(program: Program, threads: int, arrays: list[Array]) -> float:
     """The least seconds of a run."""
     executor = Executor(program, threads)
-    best = float("inf")
-    for _ in range(repeats + 1):
+    times: list[float] = []
+    while len(times) < _RUNS or sum(times) < _ENOUGH:
         start = time.perf_counter()
         executor.run(arrays)
-        best = min(best, time.perf_counter() - start)
+        times.append(time.perf_counter() - start)
     executor.close()
-    return best
+    return min(times)
 
 
 def _bandwidth(target: Target, function: Function, size: int, threads: int) -> float:
@@ -141,7 +143,7 @@ def _bandwidth(target: Target, function: Function, size: int, threads: int) -> f
     sweeps = max(1, _SWEPT // (turns * turn))
     words: tuple[Word, ...] = (("input", 0), ("integer", turns), ("integer", sweeps))
     program = _program(target, function, words, threads, elements)
-    return elements * 4 * sweeps / _seconds(program, threads, [raw[start : start + elements]], repeats=4)
+    return elements * 4 * sweeps / _seconds(program, threads, [raw[start : start + elements]])
 
 
 def measure(target: Target, threads: int) -> Peak:

@@ -59,20 +59,54 @@ class Target:
     @property
     def key(self) -> str:
         """All that changes the code, as one line: part of every cache key."""
-        return f"{self.triple}|{self.cpu}|{self.feature_string}|{self.vector_bits}|{self.l1_bytes}|{self.l2_bytes}"
+        sizes = f"{self.vector_bits}|{self.l1_bytes}|{self.l2_bytes}"
+        return f"{self.triple}|{self.cpu}|{self.feature_string}|{sizes}"
 
 
-_AVX2 = frozenset("avx avx2 fma f16c bmi bmi2 lzcnt popcnt movbe sse sse2 sse3 ssse3 sse4.1 sse4.2 cx16 mmx fxsr".split())
-_AVX512 = _AVX2 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split())
+_AVX2 = frozenset(
+    [
+        "avx",
+        "avx2",
+        "fma",
+        "f16c",
+        "bmi",
+        "bmi2",
+        "lzcnt",
+        "popcnt",
+        "movbe",
+        "sse",
+        "sse2",
+        "sse3",
+        "ssse3",
+        "sse4.1",
+        "sse4.2",
+        "cx16",
+        "mmx",
+        "fxsr",
+    ]
+)
+_AVX512 = _AVX2 | frozenset(["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"])
 _NEON = frozenset(("neon", "fp-armv8"))
 
 NAMED = {
     "x86-64-avx2": Target("x86_64-unknown-linux-gnu", "haswell", _AVX2, 256, 16),
-    "x86-64-avx512": Target("x86_64-unknown-linux-gnu", "skylake-avx512", _AVX512, 512, 32, 32 << 10, 1 << 20),
-    "x86-64-vnni": Target("x86_64-unknown-linux-gnu", "cascadelake", _AVX512 | {"avx512vnni"}, 512, 32, 32 << 10, 1 << 20),
+    "x86-64-avx512": Target(
+        "x86_64-unknown-linux-gnu", "skylake-avx512", _AVX512, 512, 32, 32 << 10, 1 << 20
+    ),
+    "x86-64-vnni": Target(
+        "x86_64-unknown-linux-gnu", "cascadelake", _AVX512 | {"avx512vnni"}, 512, 32, 32 << 10, 1 << 20
+    ),
     "x86-64-znver4": Target(
-        "x86_64-unknown-linux-gnu", "znver4", _AVX512 | {"avx512vnni", "avx512bf16"}, 512, 32, 32 << 10, 1 << 20
+        "x86_64-unknown-linux-gnu",
+        "znver4",
+        _AVX512 | {"avx512vnni", "avx512bf16"},
+        512,
+        32,
+        32 << 10,
+        1 << 20,
     ),
     "aarch64-neon": Target("aarch64-unknown-linux-gnu", "cortex-a72", _NEON, 128, 32, 32 << 10, 512 << 10),
-    "aarch64-dotprod": Target("aarch64-unknown-linux-gnu", "neoverse-n1", _NEON | {"dotprod"}, 128, 32, 64 << 10, 1 << 20),
+    "aarch64-dotprod": Target(
+        "aarch64-unknown-linux-gnu", "neoverse-n1", _NEON | {"dotprod"}, 128, 32, 64 << 10, 1 << 20
+    ),
 }

@@ -36,7 +36,9 @@ class Type:
     def __str__(self) -> str:
         if self.kind == "p":
             return "ptr"
-        one = {("f", 16): "half", ("f", 32): "float", ("f", 64): "double"}.get((self.kind, self.bits), f"i{self.bits}")
+        one = {("f", 16): "half", ("f", 32): "float", ("f", 64): "double"}.get(
+            (self.kind, self.bits), f"i{self.bits}"
+        )
         return one if self.lanes == 1 else f"<{self.lanes} x {one}>"
 
     @property

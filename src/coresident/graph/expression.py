@@ -1,7 +1,9 @@
 """Element-wise arithmetic as data: one definition of each operator serves numpy and the code generator.
 
-`ELEMENTWISE[name](m, x, ..., **attributes)` writes the operator in terms of a `Math`, of which there are two: numpy's
-(`graph/numpy_math.py`) and the code builder's (`codegen/math.py`). An `Expression` chains such operators; fusion makes
+`ELEMENTWISE[name](m, x, ..., **attributes)` writes the operator in terms of a `Math`, of which there are
+two: numpy's
+(`graph/numpy_math.py`) and the code builder's (`codegen/math.py`). An `Expression` chains such operators;
+fusion makes
 them, kernels evaluate them on what they hold in registers.
 """
 
@@ -72,7 +74,8 @@ class Expression:
     def then(self, step: Apply, extra: int = 0) -> Expression:
         """This expression, `extra` inputs more, and one more step.
 
-        The step's arguments count the old inputs and steps as before, with -1, -2, ... for the first, second, ... of
+        The step's arguments count the old inputs and steps as before, with -1, -2, ... for the first,
+        second, ... of
         the new inputs.
         """
 

@@ -26,7 +26,8 @@ class Operator:
 
     Args:
         name: its type.
-        infer: facts of the inputs (None: left out) -> facts of the outputs; raises InvalidModel where they contradict.
+        infer: facts of the inputs (None: left out) -> facts of the outputs; raises InvalidModel where they
+            contradict.
         reference: arrays of the inputs -> arrays of the outputs, as the ONNX specification says.
     """
 
@@ -53,7 +54,8 @@ def operator(node: Node) -> Operator:
 
 
 SMALL = 4096
-"""Elements up to which `infer` evaluates what depends on constants alone: arithmetic on shapes, not on weights."""
+"""Elements up to which `infer` evaluates what depends on constants alone: arithmetic on shapes, not on
+weights."""
 
 
 def _with_values(node: Node, inputs: Sequence[Fact | None], results: Sequence[Fact]) -> Sequence[Fact]:
@@ -70,7 +72,8 @@ def _with_values(node: Node, inputs: Sequence[Fact | None], results: Sequence[Fa
 def infer(graph: Graph) -> Graph:
     """The graph with facts for all its values; all shapes must be known (free dimensions bound).
 
-    Facts of small values that depend on constants and shapes alone hold the value: exporters compute the shapes of
+    Facts of small values that depend on constants and shapes alone hold the value: exporters compute the
+    shapes of
     a Reshape or Resize in the graph.
 
     Raises:

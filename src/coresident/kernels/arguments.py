@@ -1,7 +1,7 @@
 """Tensors as argument words of a kernel.
 
-Users' arrays are passed by their start, so where an element lies in them is written into the code; of the arena and
-the constants, the address of element 0 is passed.
+Users' arrays are passed by their start, so where an element lies in them is written into the code; of the
+arena and the constants, the address of element 0 is passed.
 """
 
 from __future__ import annotations

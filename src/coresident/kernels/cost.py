@@ -1,7 +1,9 @@
 """How long a convolution will take, in cycles of one core: what kernels and tiles are chosen by.
 
-The figures are those of recent x86 cores: two vector loads and two multiply-adds a cycle from L1 with 256-bit vectors
-(one of each with 512-bit ones), about one vector a cycle or less from L2. `bench/cost.py` compares the model's answers with measurements.
+The figures are those of recent x86 cores: two vector loads and two multiply-adds a cycle from L1 with
+256-bit vectors
+(one of each with 512-bit ones), about one vector a cycle or less from L2. `bench/cost.py` compares the
+model's answers with measurements.
 """
 
 from __future__ import annotations
@@ -61,20 +63,30 @@ def dense_tile(
     fma = vectors * rows / machine.fmas
     load = (vectors + rows) / machine.loads
     # One multiply-add for each broadcast keeps the front end from running ahead: measured half as fast.
-    issue = (vectors + rows + vectors * rows + 1) / machine.issue * (1.8 if vectors == 1 and rows > 1 else 1.0)
+    issue = (
+        (vectors + rows + vectors * rows + 1) / machine.issue * (1.8 if vectors == 1 and rows > 1 else 1.0)
+    )
     latency = 4.0  # a multiply-add's result can be added to only four cycles later
     far = 0.0 if resident else vectors * vector_bytes / machine.l2_bytes * 1.5
     return depth * max(fma, load, issue, latency, far) + 15 + rows * vectors * 1.5
 
 
 def sparse_rows(
-    machine: Machine, vectors: int, shared: int, nonzeros: float, rows: float, changes: float, unaligned: bool,
-    resident: bool, vector_bytes: int,
+    machine: Machine,
+    vectors: int,
+    shared: int,
+    nonzeros: float,
+    rows: float,
+    changes: float,
+    unaligned: bool,
+    resident: bool,
+    vector_bytes: int,
 ) -> float:
     """Cycles for one tile over `rows` groups of `shared` output channels that hold `nonzeros` products each.
 
     Args:
-        changes: how many of the rows have another number of nonzeros than the row before: each is a mispredict.
+        changes: how many of the rows have another number of nonzeros than the row before: each is a
+            mispredict.
         unaligned: half of the vectors then touch two cache lines.
         resident: whether the tile's activations lie in L1.
     """

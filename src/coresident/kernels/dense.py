@@ -1,6 +1,7 @@
 """Dense direct convolution, register-tiled: a few vectors of pixels by a few output channels.
 
-For one tile of pixels, all groups of output channels follow each other, so the tile's activations stay in the nearest
+For one tile of pixels, all groups of output channels follow each other, so the tile's activations stay in
+the nearest
 cache and the weights stream past, four channels side by side.
 """
 
@@ -16,7 +17,15 @@ from coresident.codegen.builder import Function, Value, kernel, word
 from coresident.codegen.types import F32, I32, I64
 from coresident.kernels import cost
 from coresident.kernels.epilogue import Epilogue, Output
-from coresident.kernels.geometry import Geometry, Tiles, block_sizes, border_mask, can_run_flat, footprint, tiles
+from coresident.kernels.geometry import (
+    Geometry,
+    Tiles,
+    block_sizes,
+    border_mask,
+    can_run_flat,
+    footprint,
+    tiles,
+)
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.tiling import cut
 
@@ -127,7 +136,8 @@ def _rows(
 
 
 def pack(weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """[groups, outputs, inputs, taps] -> for each group [outputs / 4][inputs][taps][4], then the channels left over."""
+    """[groups, outputs, inputs, taps] -> for each group [outputs / 4][inputs][taps][4], then the channels
+    left over."""
     parts = []
     for w in weights:
         whole = len(w) // GROUP * GROUP
@@ -165,7 +175,9 @@ def emit(
     masked = t.flat and any(map(any, out.layout.halo))
     x, w, b, y, table = (word(f, i) for i in range(5))
     extra = [word(f, 5 + i) for i in range(epilogue.words)]
-    mask = word(f, 5 + epilogue.words) if masked else None
+    outer, inner = factor_taps(g.taps)
+    mask = word(f, 6 + epilogue.words) if masked else None
+    taps = Taps(inner, word(f, 5 + epilogue.words) if len(outer) > 1 else None)
     part, first_row, last_row, first_tile, last_tile = work.part(f)
     picture, group = part / shape.groups, part % shape.groups
     channel_base = group * shape.outputs
@@ -173,9 +185,7 @@ def emit(
     x = f.offset(x, picture * g.batch_stride + group * (shape.inputs * g.channel_stride), F32)
     w = f.offset(w, group * (shape.outputs * depth), F32)
     y = f.offset(y, picture * out.layout.strides[0], F32)
-    tensors = [
-        f.offset(p, picture * e.layout.strides[0], F32) for p, e in zip(extra, epilogue.tensors)
-    ]
+    tensors = [f.offset(p, picture * e.layout.strides[0], F32) for p, e in zip(extra, epilogue.tensors)]
     output = Output(
         epilogue,
         (y, *tensors),
@@ -198,8 +208,29 @@ def emit(
         block: Value, tile_x: Value, offsets: Sequence[Value], vectors: int, last: int, groups: int
     ) -> None:
         def micro(unit: Value, rows: int) -> None:
-            part = Part(block, choice.block, blocks, f.offset(f["scratch"], (unit - first_row) * (GROUP * vectors * lanes), F32))
-            _micro(f, g, shape, output, tile_x, w, b, unit, channel_base, offsets, vectors, rows, last, part)
+            part = Part(
+                block,
+                choice.block,
+                blocks,
+                f.offset(f["scratch"], (unit - first_row) * (GROUP * vectors * lanes), F32),
+            )
+            _micro(
+                f,
+                g,
+                shape,
+                output,
+                tile_x,
+                w,
+                b,
+                unit,
+                channel_base,
+                offsets,
+                vectors,
+                rows,
+                last,
+                part,
+                taps,
+            )
 
         end = f.minimum(last_row, whole)
         many = f.var(first_row)
@@ -222,7 +253,9 @@ def emit(
         if t.full:
             cases.append(lambda: rows_loop(tile_x, offsets[1:], t.vectors, t.full_last, choice.row_groups))
         if t.count > t.full:
-            cases.append(lambda: rows_loop(tile_x, offsets[1:], t.rest_vectors, t.rest_last, choice.rest_groups))
+            cases.append(
+                lambda: rows_loop(tile_x, offsets[1:], t.rest_vectors, t.rest_last, choice.rest_groups)
+            )
         if len(cases) == 1:
             cases[0]()
         else:
@@ -238,13 +271,14 @@ def emit(
         out.address,
         plan.constant(t.table),
         *epilogue.operands(plan),
+        plan.constant(np.array(outer, np.int32)),
     ]
     if masked:
         operands.append(plan.constant(border_mask(g.strides, out.shape[2:], _run_length(t, lanes))))
     info = {
         **info,
         "kernel": "dense",
-        "tile": f"{t.vectors} vectors x {GROUP * choice.row_groups} channels, blocks of {choice.block}{', flat' if t.flat else ''}",
+        "tile": _shown(choice),
         "estimated_cycles": choice.cycles,
     }
     plan.step(
@@ -252,8 +286,48 @@ def emit(
     )
 
 
+def _shown(choice: Choice) -> str:
+    """The tile, for people."""
+    flat = ", flat" if choice.tiles.flat else ""
+    return (
+        f"{choice.tiles.vectors} vectors x {GROUP * choice.row_groups} channels, "
+        f"blocks of {choice.block}{flat}"
+    )
+
+
 def _run_length(t: Tiles, lanes: int) -> int:
     return t.vector_steps * lanes
+
+
+@dataclass(frozen=True)
+class Taps:
+    """The taps as the code meets them: unrolled, or the inner ones unrolled in a loop over the outer ones.
+
+    Args:
+        inner: offsets of those unrolled, relative to an outer one.
+        outer: address of the outer ones' offsets (int32), None where all are unrolled.
+    """
+
+    inner: tuple[int, ...]
+    outer: Value | None
+
+
+UNROLLED_TAPS = 12
+"""Taps unrolled at most: with 27 or 49 of them LLVM takes seconds, and the loop costs nothing beside 12
+sums."""
+
+
+def factor_taps(taps: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(outer, inner) offsets whose sums are the taps, in order; as many inner ones as may be unrolled."""
+    if len(taps) <= UNROLLED_TAPS:
+        return (0,), taps
+    for n in range(UNROLLED_TAPS, 0, -1):
+        if len(taps) % n:
+            continue
+        rows = np.array(taps).reshape(-1, n)
+        if (rows - rows[:, :1] == rows[0] - rows[0, 0]).all():
+            return tuple(int(r) for r in rows[:, 0]), tuple(int(i) for i in rows[0] - rows[0, 0])
+    raise AssertionError("one inner tap always fits")
 
 
 @dataclass(frozen=True)
@@ -288,6 +362,7 @@ def _micro(
     rows: int,
     last: int,
     part: Part,
+    taps: Taps,
 ) -> None:
     """`rows` output channels from group `unit` on, for one tile."""
     vector = output.vector
@@ -309,17 +384,25 @@ def _micro(
     sizes = {part.channels, shape.inputs % part.channels or part.channels}
     unroll = next(u for u in (4, 2, 1) if (all(n % u == 0 for n in sizes) and u * shape.taps <= 16) or u == 1)
     start = part.index * part.channels
+
+    def add(at_x: Value, at_w: Sequence[Value], taps: Sequence[int]) -> None:
+        for k, tap in enumerate(taps):
+            pixels = [f.load(vector, at_x, tap + v * lanes) for v in range(vectors)]
+            for r in range(rows):
+                weight = f.splat(f.load(F32, at_w[r // GROUP], k * packed + r % GROUP), vector)
+                for v in range(vectors):
+                    totals[r][v].set(f.fma(pixels[v], weight, totals[r][v].get()))
+
     with f.loop(start, f.minimum(start + part.channels, shape.inputs), unroll) as c:
-        at_x = f.offset(x, c * g.channel_stride, F32)
-        at_w = [f.offset(s, c * (shape.taps * packed), F32) for s in streams]
         for u in range(unroll):
-            for k, tap in enumerate(g.taps):
-                pixels = [f.load(vector, at_x, u * g.channel_stride + tap + v * lanes) for v in range(vectors)]
-                for r in range(rows):
-                    at = (u * shape.taps + k) * packed + r % GROUP
-                    weight = f.splat(f.load(F32, at_w[r // GROUP], at), vector)
-                    for v in range(vectors):
-                        totals[r][v].set(f.fma(pixels[v], weight, totals[r][v].get()))
+            at_x = f.offset(x, c * g.channel_stride + u * g.channel_stride, F32)
+            at_w = [f.offset(s, c * (shape.taps * packed) + u * shape.taps * packed, F32) for s in streams]
+            if taps.outer is None:
+                add(at_x, at_w, g.taps)
+                continue
+            with f.loop(0, shape.taps // len(taps.inner)) as o:
+                near = f.offset(at_x, f.convert(f.load(I32, taps.outer, o), I64), F32)
+                add(near, [f.offset(a, o * (len(taps.inner) * packed), F32) for a in at_w], taps.inner)
 
     def finish() -> None:
         for r in range(rows):

@@ -1,4 +1,5 @@
-"""Depthwise convolution: each plane by itself, all taps of a run of pixels while its sums are in registers."""
+"""Depthwise convolution: each plane by itself, all taps of a run of pixels while its sums are in
+registers."""
 
 from __future__ import annotations
 
@@ -106,6 +107,6 @@ def emit(
     ]
     if masked:
         operands.append(plan.constant(geometry.border_mask(g.strides, out.shape[2:], t.vector_steps * lanes)))
-    tile = f"{t.vectors} vectors{', flat' if t.flat else ''}"
-    info = {**info, "kernel": "depthwise", "tile": tile, "estimated_cycles": total}
+    shown = f"{t.vectors} vectors{', flat' if t.flat else ''}"
+    info = {**info, "kernel": "depthwise", "tile": shown, "estimated_cycles": total}
     plan.step(f, operands, work.tasks, reads=[g.source, *epilogue.tensors], writes=[out], info=info)

@@ -1,4 +1,5 @@
-"""What happens to a sum of products before it is stored: bias is in it already; residual, activation, border."""
+"""What happens to a sum of products before it is stored: bias is in it already; residual, activation,
+border."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class Epilogue:
 
     Args:
         expression: its input 0 is the sum; None if there is nothing to do.
-        kinds: of each further input: ("full", i) the i-th tensor of the output's shape, ("channel", i) the i-th array
+        kinds: of each further input: ("full", i) the i-th tensor of the output's shape, ("channel", i) the
+            i-th array
             of one number a channel, ("scalar", number).
         tensors: of the output's shape (residuals).
         channels: [C] float32 arrays.
@@ -69,7 +71,8 @@ class Epilogue:
         return str(self.expression) if self.expression is not None else ""
 
     def apply(self, f: Function, total: Value, tensors: Sequence[Value], channels: Sequence[Value]) -> Value:
-        """The result for one vector: `tensors` are the loaded vectors, `channels` the scalars of this channel."""
+        """The result for one vector: `tensors` are the loaded vectors, `channels` the scalars of this
+        channel."""
         if self.expression is None:
             return total
         values = [total]
@@ -106,7 +109,8 @@ class Output:
     def prefetch(self, f: Function, channel: Value, vectors: int, offsets: Sequence[Value]) -> None:
         """Ask for the lines that `store` will write and read.
 
-        Stores leave the core in order: each that misses L1 would hold up those after it for the time of an L2 access,
+        Stores leave the core in order: each that misses L1 would hold up those after it for the time of an
+            L2 access,
         which for a short row is longer than its sum.
         """
         for i, (pointer, stride, at) in enumerate(zip(self.pointers, self.channel_strides, offsets)):

@@ -72,7 +72,11 @@ def _search(f: Function, line: Line, dtype: DType, largest: bool, last: bool) ->
 
 
 def _better(f: Function, new: Value, old: Value, dtype: DType, largest: bool, equal: bool) -> Value:
-    """Whether `new` takes the place of `old`: NaN takes every other's, as numpy has it; `equal` if as good is enough."""
+    """Whether `new` takes the place of `old`; NaN takes every other's, as numpy has it.
+
+    Args:
+        equal: whether it does so if it is as good.
+    """
     a, b = Typed(new, dtype.name), Typed(old, dtype.name)
     if equal:
         found = (a >= b) if largest else (a <= b)

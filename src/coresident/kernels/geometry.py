@@ -1,7 +1,9 @@
 """A convolution as a list of constant offsets from one pointer, and its output as runs of pixels.
 
-The planes of the input carry their border of zeros, so tap (i, j) of the kernel is the pixel at a fixed distance from
-the output's. A strided convolution reads planes split by phase: with stride 2, pixel 2o + q of a row is pixel o + q//2
+The planes of the input carry their border of zeros, so tap (i, j) of the kernel is the pixel at a fixed
+distance from
+the output's. A strided convolution reads planes split by phase: with stride 2, pixel 2o + q of a row is
+pixel o + q//2
 of the phase q mod 2, so that within a phase the stride is 1.
 """
 
@@ -30,7 +32,8 @@ def window(node: Node, graph: Graph) -> Window:
 
 
 def halo(node: Node, graph: Graph) -> tuple[tuple[int, int], ...]:
-    """The zeros around its input that a convolution reads; none if strided, since it reads a copy split by phase."""
+    """The zeros around its input that a convolution reads; none if strided, since it reads a copy split by
+    phase."""
     w = window(node, graph)
     if any(s != 1 for s in w.strides):
         return ((0, 0),) * len(w.kernel)
@@ -73,12 +76,14 @@ def geometry(node: Node, plan: Plan) -> Geometry:
     split = phases.split(plan, plan.tensor(node.inputs[0]), w, plan.tensor(node.outputs[0]).layout)
     layout = split.tensor.layout
     strides = layout.strides[3:]
-    taps = []
+    found: list[int] = []
     for position in itertools.product(*map(range, w.kernel)):
         at = [i * d - begin for i, d, begin in zip(position, w.dilations, w.pads_begin)]
         phase = split.index[tuple(a % s for a, s in zip(at, w.strides))]
-        taps.append(phase * layout.strides[2] + sum(a // s * step for a, s, step in zip(at, w.strides, strides)))
-    return Geometry(split.tensor, tuple(taps), layout.strides[0], layout.strides[1], strides)
+        found.append(
+            phase * layout.strides[2] + sum(a // s * step for a, s, step in zip(at, w.strides, strides))
+        )
+    return Geometry(split.tensor, tuple(found), layout.strides[0], layout.strides[1], strides)
 
 
 @dataclass(frozen=True)
@@ -86,11 +91,13 @@ class Tiles:
     """The output cut into runs of pixels, each of whole vectors.
 
     Args:
-        table: [tiles, 2 + number of extra operands] int32: elements from pixel 0 to the run's first pixel, in the
+        table: [tiles, 2 + number of extra operands] int32: elements from pixel 0 to the run's first pixel,
+            in the
             input, the output and each extra operand.
         full: how many of the tiles come first and have `vectors` vectors; the others have `rest_vectors`.
         vectors, rest_vectors: vectors of a tile.
-        full_last, rest_last: pixels written by a tile's last vector; all lanes where overshooting is harmless.
+        full_last, rest_last: pixels written by a tile's last vector; all lanes where overshooting is
+            harmless.
         flat: whether runs cross row ends; then what lies between rows is written too.
         pixels: of real output covered.
     """
@@ -142,7 +149,11 @@ def tiles(
         starts = np.zeros((1, len(columns)), np.int64)
         length = sum((size - 1) * s for size, s in zip(spatial, strides)) + 1
     else:
-        rows = np.indices(spatial[:-1]).reshape(len(spatial) - 1, -1).T if len(spatial) > 1 else np.zeros((1, 0), int)
+        rows = (
+            np.indices(spatial[:-1]).reshape(len(spatial) - 1, -1).T
+            if len(spatial) > 1
+            else np.zeros((1, 0), int)
+        )
         starts = np.stack([rows @ np.array(c[:-1], dtype=np.int64).reshape(-1) for c in columns], axis=1)
         length = spatial[-1]
     width = vectors * lanes
@@ -168,13 +179,12 @@ def tiles(
 
 
 def border_mask(strides: Sequence[int], spatial: Sequence[int], length: int) -> np.ndarray:
-    """[length] int32, all ones at the pixels of a flat run that are real, zero between rows and past the end."""
+    """[length] int32, all ones at the pixels of a flat run that are real, zero between rows and past the
+    end."""
     mask = np.zeros(length, np.int32)
     grid = np.indices(spatial).reshape(len(spatial), -1)
     mask[np.array(strides) @ grid] = -1
     return mask
-
-
 
 
 def footprint(g: Geometry, width: int) -> int:
@@ -190,4 +200,6 @@ def footprint(g: Geometry, width: int) -> int:
 
 def block_sizes(inputs: int) -> list[int]:
     """Sizes of input-channel blocks worth trying, the whole first."""
-    return sorted({-(-inputs // parts) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if parts <= inputs}, reverse=True)
+    return sorted(
+        {-(-inputs // parts) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if parts <= inputs}, reverse=True
+    )

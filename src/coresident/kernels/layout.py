@@ -38,12 +38,15 @@ class Layout:
         return Layout(tuple(shape), tuple(reversed(strides)), 0, math.prod(shape), ((0, 0),) * len(shape))
 
     @staticmethod
-    def planar(shape: Sequence[int], gaps: Sequence[int], halo: Sequence[tuple[int, int]], lanes: int) -> Layout:
+    def planar(
+        shape: Sequence[int], gaps: Sequence[int], halo: Sequence[tuple[int, int]], lanes: int
+    ) -> Layout:
         """[N][C][planes of (depth,) rows (with gaps between their ends and starts)].
 
         Args:
             shape: (N, C, spatial...).
-            gaps: for each spatial dimension, unused elements between one line and the next: the border after one
+            gaps: for each spatial dimension, unused elements between one line and the next: the border
+                after one
                 row is the border before the next, so a run of pixels may cross row ends.
             halo: for each spatial dimension, zeros (before, after); at most the gap, except in the outermost.
             lanes: of a vector: what a run may overshoot, and the alignment of planes.
@@ -55,7 +58,8 @@ class Layout:
         before = sum(h[0] * s for h, s in zip(halo, strides))
         after = sum(h[1] * s for h, s in zip(halo, strides))
         span = sum((size - 1) * s for size, s in zip(spatial, strides)) + 1
-        # Cache lines per plane odd: planes that all start in the same cache set would throw each other out of L1.
+        # Cache lines per plane odd: planes that all start in the same cache set would throw each other out
+        # of L1.
         line = 16
         origin = -(-before // line) * line
         plane = -(-(origin + span + after + lanes) // line)
@@ -84,7 +88,9 @@ class Layout:
     def elements(self) -> int:
         return math.prod(self.shape)
 
-    def view(self, shape: Sequence[int], strides: Sequence[int], shift: int, halo: Sequence[tuple[int, int]] = ()) -> Layout:
+    def view(
+        self, shape: Sequence[int], strides: Sequence[int], shift: int, halo: Sequence[tuple[int, int]] = ()
+    ) -> Layout:
         """Another look at the same buffer: `shift` is added to the origin."""
         kept = tuple(halo) or ((0, 0),) * len(shape)
         return replace(

@@ -1,7 +1,7 @@
 """Work along some dimensions of a tensor, for each place in the others: reductions, softmax, normalisations.
 
-A line is what one result depends on. Where elements of a line lie side by side, vectors run along it ("along");
-otherwise where elements of neighbouring lines do, each lane is a line of its own ("across").
+A line is what one result depends on. Where elements of a line lie side by side, vectors run along it;
+otherwise each lane is a line of its own, and vectors run across neighbouring lines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Unary = Callable[[Value], Value]
 Binary = Callable[[Value, Value], Value]
 
 BLOCK = 64
-"""Vectors added one after another before their sum is added to that of the block before: keeps rounding errors small."""
+"""Vectors added one after another before their sum joins the total: rounding errors stay small."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,10 @@ class Lines:
 
     @staticmethod
     def of(target: Target, scalar: Type, layouts: Sequence[Layout], axes: Sequence[int]) -> Lines:
-        """The lines over these axes; the first layout decides the order, all have its shape (strides 0 broadcast)."""
+        """The lines over these axes; the first layout decides the order, all have its shape."""
         extents = [
-            Extent(size, tuple(layout.strides[d] for layout in layouts)) for d, size in enumerate(layouts[0].shape)
+            Extent(size, tuple(layout.strides[d] for layout in layouts))
+            for d, size in enumerate(layouts[0].shape)
         ]
         kept = _merged([e for d, e in enumerate(extents) if d not in axes])
         along = _merged([e for d, e in enumerate(extents) if d in axes])
@@ -92,7 +93,12 @@ class Lines:
         return self.items * math.prod(e.size for e in outer) * -(-inner.size // self.kind.lanes)
 
     def emit(
-        self, f: Function, tasks: int, pointers: Sequence[Value], body: Callable[[Line], None], kinds: Sequence[Type]
+        self,
+        f: Function,
+        tasks: int,
+        pointers: Sequence[Value],
+        body: Callable[[Line], None],
+        kinds: Sequence[Type],
     ) -> None:
         """Code that does `body` for this task's share of the lines.
 
@@ -141,7 +147,7 @@ class Lines:
         """As `emit` for vectors along lines, but as many neighbouring lines at a time as a vector has lanes.
 
         Args:
-            body: emits the work on the lines, given also the address in the second tensor of the first line's element.
+            body: emits the work on the lines, given also where the first one starts in the second tensor.
         """
         lanes, inner = self.kind.lanes, self.kept[-1]
         outer = self.kept[:-1]
@@ -176,7 +182,7 @@ class Lines:
 
 
 def _merged(extents: Sequence[Extent]) -> list[Extent]:
-    """Without sizes of 1, by falling stride of the first tensor, neighbours merged that all tensors cross evenly."""
+    """Without sizes of 1, by falling stride of the first tensor; merged where all cross them evenly."""
     result: list[Extent] = []
     for inner in sorted((e for e in extents if e.size != 1), key=lambda e: -abs(e.strides[0])):
         outer = result[-1] if result else None
@@ -209,7 +215,9 @@ class Place:
         """The vector of a tensor; lanes beyond `count` are zero."""
         line = self.line
         stride = self._stride(tensor) if line.lines.kind.lanes > 1 else 1
-        return load_first(line.f, line.lines.kind, line.starts[tensor], self.offsets[tensor], self.count, stride)
+        return load_first(
+            line.f, line.lines.kind, line.starts[tensor], self.offsets[tensor], self.count, stride
+        )
 
     def store(self, value: Value, tensor: int = 1) -> None:
         """Write the lanes that count."""

@@ -1,8 +1,9 @@
 """The general kernel: an element-wise computation over strided tensors of any rank.
 
-Loops run over the output's elements in the order in which they lie in memory; neighbouring dimensions that all
-operands cross evenly become one, and the innermost is cut into vectors. A dimension that an operand is broadcast
-along has stride 0 in it. Tensors that are only moved between different innermost dimensions go through `squares`.
+Loops run over the output's elements in the order in which they lie in memory; neighbouring dimensions that
+all operands cross evenly become one, and the innermost is cut into vectors. A dimension that an operand is
+broadcast along has stride 0 in it. What is only moved, between different innermost dimensions, goes through
+`squares` or `interleaving`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from coresident.codegen.builder import Function, Value
 from coresident.codegen.math import Typed, register_type, to_memory, to_register
 from coresident.codegen.target import Target
 from coresident.codegen.types import I16, I64, Type, of_dtype
-from coresident.kernels import squares
+from coresident.kernels import interleaving, squares
 from coresident.kernels.arguments import operand
 from coresident.kernels.loops import Dimension, Entry, Split, broadcast, dimensions
 from coresident.kernels.lowering import Plan, Tensor
@@ -38,8 +39,8 @@ class Lookup:
     """An operand that is read at a place that another operand names.
 
     Args:
-        index: position among the inputs of the tensor of indices (int32 or int64); negative indices count from
-            the end; all are held to the dimension, so that no other memory is read.
+        index: position among the inputs of the tensor of indices (int32 or int64); negative indices count
+            from the end; all are held to the dimension, so that no other memory is read.
         size: of the dimension looked up.
         stride: elements from one index to the next.
     """
@@ -74,31 +75,50 @@ def nest(
     operands = [output, *(broadcast(t, output.shape) for t in inputs)]
     moved = sum(_footprint(t) for t in operands)
     loops = dimensions([t.layout for t in operands])
-    side = squares.edge(plan.target, output.dtype.itemsize)
-    turned = squares.loops_of(loops, side) if compute is None and len(operands) == 2 else None
-    if turned is not None:
-        # A square costs about three shuffles a row, and half of what it touches is far apart.
-        wanted = _wanted(plan, output.layout.elements * 6 / side + moved / 4)
-        function, tasks = squares.Squares(tuple(turned), (operands[0], operands[1]), side, wanted).emit(
-            plan.target
-        )
-        how = f"{side}x{side} squares"
-    else:
-        loop_nest = _Nest.of(
-            plan, loops, operands, compute, [None, *(lookups or [None] * len(inputs))], moved
-        )
-        function, tasks = loop_nest.emit(), loop_nest.entry.split.tasks
-        loops, how = list(loop_nest.entry.loops), f"{loop_nest.lanes} lanes"
-    sizes = "x".join(str(loop.size) for loop in turned or loops)
+    kernel = _exchange(plan, loops, operands, moved) if compute is None and len(operands) == 2 else None
+    if kernel is None:
+        every = [None, *(lookups or [None] * len(inputs))]
+        kernel = _Nest.of(plan, loops, operands, compute, every, moved).kernel()
+    sizes = "x".join(str(loop.size) for loop in kernel.loops)
     plan.step(
-        function,
+        kernel.function,
         [operand(t) for t in operands],
-        tasks,
+        kernel.tasks,
         reads=operands[1:],
         writes=[output],
         barrier=barrier,
-        info={**info, "kernel": f"{info.get('kernel', 'loopnest')} {sizes}, {how}", "bytes": moved},
+        info={**info, "kernel": f"{info.get('kernel', 'loopnest')} {sizes}, {kernel.form}", "bytes": moved},
     )
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """What is emitted, and what `analyze` says of it."""
+
+    function: Function
+    tasks: int
+    loops: tuple[Dimension, ...]
+    form: str
+
+
+def _exchange(
+    plan: Plan, loops: Sequence[Dimension], operands: Sequence[Tensor], moved: int
+) -> _Kernel | None:
+    """The kernel of a copy whose innermost dimension changes, if there is one of its own for it."""
+    pair, itemsize = (operands[0], operands[1]), operands[0].dtype.itemsize
+    side = squares.edge(plan.target, itemsize)
+    # Either way a vector takes about three shuffles.
+    wanted = _wanted(plan, operands[0].layout.elements * 6 / side + moved / 16)
+    turned = squares.loops_of(loops, side)
+    if turned is not None:
+        function, tasks = squares.Squares(tuple(turned), pair, side, wanted).emit(plan.target)
+        return _Kernel(function, tasks, tuple(turned), f"{side}x{side} squares")
+    lanes = plan.target.vector_bits // (8 * itemsize)
+    planes = interleaving.loops_of(loops, lanes)
+    if planes is None:
+        return None
+    function, tasks = interleaving.Interleaving(tuple(planes), pair, lanes, wanted).emit(plan.target)
+    return _Kernel(function, tasks, tuple(planes), f"{lanes} lanes interleaved")
 
 
 def _footprint(tensor: Tensor) -> int:
@@ -191,7 +211,11 @@ class _Nest:
             plan.target, Entry(tuple(loops), tuple(operands), split), tuple(lookups), compute, lanes, unroll
         )
 
-    def emit(self) -> Function:
+    def kernel(self) -> _Kernel:
+        """The code, and its tasks."""
+        return _Kernel(self._emit(), self.entry.split.tasks, self.entry.loops, f"{self.lanes} lanes")
+
+    def _emit(self) -> Function:
         f, pointers = self.entry.function(self.target, "loopnest" if self.compute else "copy")
         with self.entry.rows(f, pointers, len(self.entry.loops) - 1) as (here, start, stop):
             self._row(f, here, start, stop)
@@ -206,7 +230,7 @@ class _Nest:
         return self.entry.loops[-1]
 
     def _row(self, f: Function, pointers: Sequence[Value], start: Value | int, stop: Value | int) -> None:
-        """The elements [start, stop) of the innermost loop: all of them, or whole turns except for the last part."""
+        """Elements [start, stop) of the innermost loop: all of them, or whole turns and perhaps the end."""
         size, lanes, turn = self._inner.size, self.lanes, self.lanes * self.unroll
         whole = size // lanes * lanes
         if isinstance(stop, int):

@@ -83,7 +83,8 @@ class Plan(Protocol):
         """The tensor of a value, constants included (they are stored as they are, C-contiguous)."""
 
     def planar(self, name: str, halo: Sequence[tuple[int, int]] = ()) -> Tensor:
-        """The tensor of a float value [N, C, spatial...] with rows of unit stride and at least this spatial halo of zeros.
+        """The tensor of a float value [N, C, spatial...] with rows of unit stride and at least this spatial
+        halo of zeros.
 
         A copy is made where the value does not already lie so.
         """
@@ -125,9 +126,11 @@ class Plan(Protocol):
             function: a kernel (`codegen.builder.kernel`).
             operands: its words.
             tasks: pieces of work.
-            reads, writes: tensors that it touches: their buffers live until then, their halos are zeroed before.
+            reads, writes: tensors that it touches: their buffers live until then, their halos are zeroed
+                before.
             barrier: False if the next step may run beside this one.
-            info: what `analyze` shows: op, kernel, tile, macs, nonzero_macs, sparsity, pattern, why (a list of
+            info: what `analyze` shows: op, kernel, tile, macs, nonzero_macs, sparsity, pattern, why (a list
+                of
                 reasons why it is not sparse, not fused or slow).
         """
 
@@ -142,7 +145,8 @@ class Family:
 
     Args:
         lower: emits the node.
-        halo: for operators that want their first input planar: the spatial halo that they need; None for operators
+        halo: for operators that want their first input planar: the spatial halo that they need; None for
+            operators
             that take any layout.
         flat: whether runs of pixels cross row ends, so that input and output want the same gaps between rows.
     """

@@ -37,7 +37,8 @@ def choose(p: Product, plan: Plan) -> tuple[Callable[[Product, Plan], None] | No
         return None, [f"{zeros:.0%} of the weights are zero; sparse from {SPARSE_FROM:.0%}"]
     dense = matmul_dense.estimate(plan.target, p)
     cycles, kernel = min(
-        ((estimate(plan.target, p), kernel) for estimate, kernel in matmul_sparse.KERNELS), key=lambda pair: pair[0]
+        ((estimate(plan.target, p), kernel) for estimate, kernel in matmul_sparse.KERNELS),
+        key=lambda pair: pair[0],
     )
     if cycles >= dense:
         return None, [f"estimated {dense:.0f} cycles dense, {cycles:.0f} sparse"]

@@ -1,7 +1,7 @@
-"""The dense matrix product: a tile of C stays in registers, rows of A are broadcast onto vectors of B's columns.
+"""The dense matrix product: a tile of C stays in registers, A is broadcast onto vectors of B's columns.
 
-B is read as panels [panels][K][V * lanes]: constant weights are packed so when compiled, an operand whose columns do
-not lie side by side is copied so at run time, and one whose columns do is read where it lies.
+B is read as panels [panels][K][V * lanes]: constant weights are packed so when compiled, an operand whose
+columns do not lie side by side is copied so at run time, and one whose columns do is read where it lies.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.product import Matrix, Output, Product, addresses
 from coresident.kernels.vectors import load_first, unravel
+
+Array = np.ndarray[Any, Any]
 
 CHAINS = 8
 """Independent sums that hide the latency of a fused multiply-add (4 cycles, two a cycle)."""
@@ -51,7 +53,7 @@ class Tile:
 
     @property
     def cycles(self) -> float:
-        """For one k: two multiply-adds or two loads a cycle, and as long again for the vectors of B, from L2."""
+        """For one k: two multiply-adds or two loads a cycle, twice as long for the vectors of B, from L2."""
         return max(self.rows * self.vectors / 2, self.vectors + self.rows / 2) + 0.2
 
     def __str__(self) -> str:
@@ -80,7 +82,9 @@ def choose_tile(target: Target, m: int, n: int, threads: int) -> Tile:
                 for v, others in _counts(columns, vectors)
             )
             # Equal otherwise: the larger tile reads less.
-            if cycles < fewest * (1 - 1e-9) or (cycles < fewest * 1.02 and rows * vectors > best.rows * best.vectors):
+            if cycles < fewest * (1 - 1e-9) or (
+                cycles < fewest * 1.02 and rows * vectors > best.rows * best.vectors
+            ):
                 best, fewest = Tile.of(rows, vectors), cycles
     return best
 
@@ -115,7 +119,7 @@ def dense(p: Product, plan: Plan, why: Sequence[str]) -> None:
     lanes = plan.target.lanes(F32)
     width = tile.vectors * lanes
     panels = -(-p.n // width)
-    # Rows of one task: their part of A fits half of L2 while all panels pass; more tasks where threads would idle.
+    # Rows of one task: their part of A fits half of L2 while all panels pass; fewer where threads would idle.
     rows = max(tile.rows, plan.target.l2_bytes // 2 // (4 * max(p.k, 1)) // tile.rows * tile.rows)
     if plan.threads > 1:
         wanted = 4 * plan.threads
@@ -147,7 +151,7 @@ def dense(p: Product, plan: Plan, why: Sequence[str]) -> None:
 
 
 def _right(p: Product, plan: Plan, width: int) -> tuple[Matrix, bool]:
-    """B as the kernel reads it: a matrix, whose rows are those of one panel if it is packed in panels; whether it is."""
+    """B as the kernel reads it, and whether that is in panels; its rows are then those of one panel."""
     lanes = plan.target.lanes(F32)
     if p.weights is not None:
         packed = pack(p.weights, width, lanes)
@@ -159,9 +163,14 @@ def _right(p: Product, plan: Plan, width: int) -> tuple[Matrix, bool]:
     return pack_at_run_time(plan, p.b, p.batch, p.k, p.n, width, lanes), True
 
 
-def pack(weights: np.ndarray, width: int, lanes: int) -> np.ndarray:
-    """[k, n] -> panels [k][width] one after another; the last is as wide as its vectors need, filled up with zeros."""
-    k, n = weights.shape
+def pack(weights: Array, width: int, lanes: int) -> Array:
+    """[k, n] -> panels [k][width] one after another; the last is only as wide as its vectors need.
+
+    Args:
+        weights: [k, n].
+        width: of a panel, a multiple of `lanes`; zeros fill the last vector.
+    """
+    n = weights.shape[1]
     panels = []
     for start in range(0, n, width):
         part = weights[:, start : start + width]
@@ -186,7 +195,10 @@ def pack_at_run_time(
         outer.insert(0, step)
         step *= size
     buffer = plan.temporary(Layout.contiguous((step,)), np.float32)
-    for count, columns, first, padded in ((whole, width, 0, width), (min(rest, 1), rest, whole * width, last)):
+    for count, columns, first, padded in (
+        (whole, width, 0, width),
+        (min(rest, 1), rest, whole * width, last),
+    ):
         if not count:
             continue
         shape = (*(size for size, _ in varying), count, k, columns)
@@ -224,7 +236,9 @@ def _panel(
         if whole:
             stop = f.constant(whole, start.type) if blocks == 1 else _smaller(f, start + rows, whole)
             with f.loop(start, stop, tile.rows) as m:
-                _tile(f, p, source, Tile.of(tile.rows, vectors), a, b, output, m, panel * width, count, packed)
+                _tile(
+                    f, p, source, Tile.of(tile.rows, vectors), a, b, output, m, panel * width, count, packed
+                )
         if p.m % tile.rows:
             last = Tile.of(p.m % tile.rows, vectors)
             m = f.constant(whole, start.type)
@@ -263,7 +277,8 @@ def _tile(
     kind = F32.by(f.target.lanes(F32))
     lanes = kind.lanes
     sums = [
-        [[f.var(0.0, kind) for _ in range(tile.vectors)] for _ in range(tile.rows)] for _ in range(tile.chains)
+        [[f.var(0.0, kind) for _ in range(tile.vectors)] for _ in range(tile.rows)]
+        for _ in range(tile.chains)
     ]
     a = f.offset(a, row * p.a.row, F32) if p.a.row else a
     last = count - (tile.vectors - 1) * lanes
@@ -287,7 +302,9 @@ def _tile(
                 step(k + u, u % tile.chains)
     for u in range(p.k - whole):
         step(whole + u, u % tile.chains)
-    totals = [[_sum(f, [chain[r][v] for chain in sums]) for v in range(tile.vectors)] for r in range(tile.rows)]
+    totals = [
+        [_sum(f, [chain[r][v] for chain in sums]) for v in range(tile.vectors)] for r in range(tile.rows)
+    ]
     places = output.at(row, column)
     if not p.heavy:
         for r in range(tile.rows):
@@ -321,12 +338,11 @@ def _write_in_loops(
         for v, total in enumerate(line):
             f.store(total, scratch, (r * vectors + v) * lanes)
     full = vectors if last == lanes else vectors - 1
-    with f.loop(0, len(totals)) as r:
+    with f.loop(0, len(totals)) as index:
         if full:
-            with f.loop(0, full) as v:
-                total = f.load(kind, scratch, (r * vectors + v) * lanes)
-                output.write(total, output.at(row + r, column + v * lanes), 0, 0, lanes)
+            with f.loop(0, full) as at:
+                total = f.load(kind, scratch, (index * vectors + at) * lanes)
+                output.write(total, output.at(row + index, column + at * lanes), 0, 0, lanes)
         if full < vectors:
-            total = f.load(kind, scratch, (r * vectors + full) * lanes)
-            output.write(total, output.at(row + r, column + full * lanes), 0, 0, last)
-
+            total = f.load(kind, scratch, (index * vectors + full) * lanes)
+            output.write(total, output.at(row + index, column + full * lanes), 0, 0, last)

@@ -1,7 +1,8 @@
 """Matrix products that read and multiply only the nonzeros of constant weights.
 
-Few rows: columns of B that have similarly many nonzeros stand together, one a lane, each with its own list of places
-in the row of A (SELL-C-sigma; M. Kreutzer et al., "A unified sparse matrix data format", SIAM J. Sci. Comput. 36, 2014).
+Few rows: columns of B that have similarly many nonzeros stand together, one a lane, each with its own list of
+places in the row of A (SELL-C-sigma; M. Kreutzer et al., "A unified sparse matrix data format for efficient
+general sparse matrix-vector multiplication", SIAM J. Sci. Comput. 36, 2014).
 Many rows: A is copied with its rows side by side, and each nonzero is one broadcast times vectors of rows.
 """
 
@@ -62,7 +63,7 @@ class Lists:
     Attributes:
         starts: int32[groups + 1], where each group's lists start, counted in lines of `lanes` entries.
         values: float32[lines, lanes], zeros at the ends of the shorter lists.
-        places: uint16 or uint32[lines, lanes], bytes from the start of a row of A.
+        places: uint16 or int32[lines, lanes], bytes from the start of a row of A.
         columns: int32[groups, lanes], column within the window; `window` where there is none.
     """
 
@@ -92,13 +93,13 @@ class Lists:
                 starts.append(starts[-1] + length)
         self.starts = np.array(starts, np.int32)
         self.values = np.concatenate(values) if values else np.zeros((0, lanes), np.float32)
-        small = abs(stride) * k < 1 << 16
-        self.places = np.concatenate(places).astype(np.uint16 if small else np.uint32)
+        small = 0 <= stride * k < 1 << 16
+        self.places = np.concatenate(places).astype(np.uint16 if small else np.int32)
         self.columns = np.array(columns, np.int32)
 
 
 def estimate_gathered(target: Target, p: Product) -> float:
-    """Cycles of one core: measured on Zen 3, where loads bind: of a place, and of an activation for each row."""
+    """Cycles of one core, as measured on Zen 3: loads bind, of a place and of an activation for each row."""
     lanes = target.lanes(F32)
     nonzeros = int(np.count_nonzero(_weights(p)))
     tiles = p.m // 4 * [4] + [p.m % 4] * (p.m % 4 > 0)
@@ -134,7 +135,9 @@ def gathered(p: Product, plan: Plan) -> None:
 
 def _gathered(f: Function, p: Product, lists: Lists, window: int, windows: int, rows: int) -> None:
     lanes = lists.values.shape[1]
-    which, index = (f["task"] % windows, f["task"] // windows) if windows > 1 else (f.constant(0, I64), f["task"])
+    which, index = (
+        (f["task"] % windows, f["task"] // windows) if windows > 1 else (f.constant(0, I64), f["task"])
+    )
     offsets = unravel(f, index, p.batch, *(m.batch for m in (p.a, p.c, *p.addends)))
     a = f.offset(element_0(f, 0, p.a.tensor), offsets[0], F32)
     starts, values, places, columns = (word(f, i) for i in range(1, 5))
@@ -148,7 +151,7 @@ def _gathered(f: Function, p: Product, lists: Lists, window: int, windows: int, 
         at = f.offset(places, t * lanes, place_kind)
         found = [f.constant(0, kind)] * count
         for lane in range(lanes):
-            place = f.offset(row, f.convert(f.load(place_kind, at, lane), I64, signed=False))
+            place = f.offset(row, f.convert(f.load(place_kind, at, lane), I64, signed=place_kind.bits == 32))
             for r in range(count):
                 found[r] = f.insert(found[r], f.load(F32, place, r * p.a.row), lane)
         for r in range(count):
@@ -201,7 +204,7 @@ def _gathered(f: Function, p: Product, lists: Lists, window: int, windows: int, 
 
 
 def estimate_planar(target: Target, p: Product) -> float:
-    """Cycles of one core: a nonzero costs its own two loads and a load for each vector of rows; then the transposes."""
+    """Cycles of one core: a nonzero takes two loads and one for each vector of rows."""
     lanes = target.lanes(F32)
     nonzeros = int(np.count_nonzero(_weights(p)))
     vectors = _row_vectors(target, p)
@@ -286,9 +289,9 @@ def _planar(f: Function, p: Product, source: Matrix, vectors: int, cuts: int) ->
                 f.store(total, scratch, j * width + v * lanes)
 
         def rows(count: int, column: Value = column) -> None:
-            with f.loop(0, vectors) as v:
-                square = transpose(f, [f.load(kind, scratch, v * lanes + j * width) for j in range(lanes)])
-                row = block * width + v * lanes
+            with f.loop(0, width, lanes) as at:
+                square = transpose(f, [f.load(kind, scratch, at + j * width) for j in range(lanes)])
+                row = block * width + at
                 places = output.at(row, column)
                 if not p.heavy:
                     for i, total in enumerate(square):
@@ -299,11 +302,11 @@ def _planar(f: Function, p: Product, source: Matrix, vectors: int, cuts: int) ->
                             output.write(total, places, i, 0, count)
                     return
                 for j, total in enumerate(square):
-                    f.store(total, scratch, v * lanes + j * width)
+                    f.store(total, scratch, at + j * width)
                 limit = f.value(p.m, I64) - row
-                with f.loop(0, f.select(limit < lanes, limit, lanes)) as i:
-                    total = f.load(kind, scratch, v * lanes + i * width)
-                    output.write(total, output.at(row + i, column), 0, 0, count)
+                with f.loop(0, f.select(limit < lanes, limit, lanes)) as member:
+                    total = f.load(kind, scratch, at + member * width)
+                    output.write(total, output.at(row + member, column), 0, 0, count)
 
         if p.n % lanes == 0:
             rows(lanes)

@@ -69,7 +69,7 @@ def _grouped(layout: Layout, groups: int) -> Layout:
 
 
 def _grouped_operand(tensor: Tensor, shape: Sequence[int]) -> Layout:
-    """The layout of one number a channel, or one a group, as seen from [N, groups, channels of a group, ...]."""
+    """The layout of one number a channel, or one a group, as seen from what `_grouped` gives."""
     step, rest = tensor.layout.strides[0], [0] * (len(shape) - 3)
     per_channel = tensor.shape[0] == shape[1] * shape[2]
     return _strided(tensor, shape, [0, step * shape[2], step, *rest] if per_channel else [0, step, 0, *rest])
@@ -201,14 +201,15 @@ def batch(node: Node, plan: Plan) -> None:
         slope = scale / np.sqrt(variance + epsilon)
         folded = [slope.astype(x.dtype), (b - mean * slope).astype(x.dtype)]
         tensors = [Tensor("", x.dtype, Layout.contiguous(shape), plan.constant(a)) for a in folded]
-        nest(plan, y, [x, *tensors], lambda f, v: v[0] * v[1] + v[2], info)
+        nest(plan, y, [x, *tensors], lambda f, v, lanes: v[0] * v[1] + v[2], info)
         return
     parameters = [plan.tensor(name) for name in node.inputs[1:5]]
     views = [
-        replace(t, layout=t.layout.view(shape, (t.layout.strides[0], *[0] * (len(shape) - 1)), 0)) for t in parameters
+        replace(t, layout=t.layout.view(shape, (t.layout.strides[0], *[0] * (len(shape) - 1)), 0))
+        for t in parameters
     ]
 
-    def compute(f: Function, v: Sequence[Typed]) -> Typed:
+    def compute(f: Function, v: Sequence[Typed], lanes: int) -> Typed:
         math_ = CodeMath(f)
         value, scale, b, mean, variance = (math_.cast(operand, x.dtype.name) for operand in v)
         deviation = math_.sqrt(variance + math_.constant(epsilon, variance))

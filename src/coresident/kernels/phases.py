@@ -11,6 +11,7 @@ import numpy as np
 from coresident.codegen.builder import Function, Value, kernel, word
 from coresident.codegen.types import F32, I64
 from coresident.graph.operators.windows import Window
+from coresident.kernels.arguments import element_0, operand
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Plan, Tensor
 
@@ -30,7 +31,8 @@ class Split:
 
 @dataclass(frozen=True)
 class _Phase:
-    """One phase plane: rows lo..hi (exclusive) of each dimension are read, row o of it is row o * stride + phase."""
+    """One phase plane: rows lo..hi (exclusive) of each dimension are read, row o of it is row o * stride +
+    phase."""
 
     phase: tuple[int, ...]
     low: tuple[int, ...]
@@ -40,7 +42,8 @@ class _Phase:
 def split(plan: Plan, x: Tensor, w: Window, target: Layout) -> Split:
     """Emit the copy that splits `x` [N, C, spatial...] for a window whose output has the layout `target`.
 
-    Only the phases that a tap reads are kept: one of four for a 1x1 convolution with stride 2. Rows get the output's
+    Only the phases that a tap reads are kept: one of four for a 1x1 convolution with stride 2. Rows get the
+    output's
     distance where that is enough, so that runs of pixels can cross row ends.
     """
     out = target.shape[2:]
@@ -95,7 +98,7 @@ def _emit(
     rank = len(strides)
     table = np.array([[*phase] for phase in kept], np.int64)
     function = kernel(plan.target, "phase_split")
-    source, target, phases = (word(function, i) for i in range(3))
+    source, target, phases = element_0(function, 0, x), element_0(function, 1, y), word(function, 2)
     task = function["task"]
     which, plane = task % count, task / count
     channel, batch = plane % c, plane / c
@@ -121,7 +124,7 @@ def _emit(
     bytes_moved = 4 * (y.layout.elements + x.layout.elements)
     plan.step(
         function,
-        [x.address, y.address, plan.constant(table)],
+        [operand(x), operand(y), plan.constant(table)],
         tasks=n * c * count,
         reads=[x],
         writes=[y],
@@ -162,14 +165,17 @@ def _row(
                 else:
                     value = zero
                     for lane in range(lanes):
-                        value = f.insert(value, f.load(F32, pointer_in, at_in + (begin + lane * stride) * step), lane)
+                        value = f.insert(
+                            value, f.load(F32, pointer_in, at_in + (begin + lane * stride) * step), lane
+                        )
                     whole.set(value)
                 with otherwise():
                     for lane in range(lanes):
                         at = begin + lane * stride
                         with f.when((at >= 0) & (at < size)):
                             whole.set(f.insert(whole.get(), f.load(F32, pointer_in, at_in + at * step), lane))
-            # The row may be overshot: the next row, or the plane's slack, is written after it by the same task.
+            # The row may be overshot: the next row, or the plane's slack, is written after it by the same
+            # task.
             f.store(whole.get(), pointer_out, at_out + o)
 
     if inside is None:

@@ -1,8 +1,8 @@
 """Pools over sliding windows. Source: ONNX MaxPool-22, AveragePool-22, LpPool-22.
 
-A window is reduced over all dimensions but the last first: whole rows are combined, vector by vector, into one row in
-scratch that has what the padding counts as on both sides. The last dimension is then reduced from there. Windows of
-two columns that do not overlap skip the row in scratch.
+A window is reduced over all dimensions but the last first: whole rows are combined, vector by vector, into
+one row in scratch that has what the padding counts as on both sides. The last dimension is then reduced from
+there. Windows of two columns that do not overlap skip the row in scratch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from coresident.codegen.builder import Function, Value, Variable, kernel, word
 from coresident.codegen.math import CodeMath, Typed
-from coresident.codegen.types import F32, I64, Type, of_dtype
+from coresident.codegen.types import I64, Type, of_dtype
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
 from coresident.graph.operators.pooling import average_counts, pool_geometry
@@ -41,8 +41,8 @@ class Pool:
         prepare: applied to each element first.
         combine: of two elements.
         finish: applied to the sum, norm or maximum.
-        counts: how many elements each window averages: the product of these over the dimensions; None if it is the
-            same for all, and then part of `finish`.
+        counts: how many elements each window averages: the product of these over the dimensions; None if it
+            is the same for all, and then part of `finish`.
     """
 
     window: Window
@@ -124,7 +124,9 @@ def pool(node: Node, plan: Plan) -> None:
     f = kernel(plan.target, node.op.lower())
     rows = math.prod(y.shape[:-1])
     cost = math.prod(y.shape) * (math.prod(p.window.kernel[:-1]) * p.window.strides[-1] + p.window.kernel[-1])
-    tasks = pieces(plan.threads, rows if y.layout.elements else 0, cost / plan.target.lanes(of_dtype(x.dtype)))
+    tasks = pieces(
+        plan.threads, rows if y.layout.elements else 0, cost / plan.target.lanes(of_dtype(x.dtype))
+    )
     tables = [] if p.counts is None else [plan.constant(np.pad(c, (0, 64))) for c in p.counts]
     if tasks:
         plan.scratch(_emit(f, p, x, y, tasks))
@@ -144,7 +146,11 @@ def pool(node: Node, plan: Plan) -> None:
 
 
 def _emit(f: Function, p: Pool, x: Tensor, y: Tensor, tasks: int) -> int:
-    """The kernel: each task makes a share of the rows of all output planes. Returns the bytes of scratch it needs."""
+    """The kernel: each task makes a share of the rows of all output planes.
+
+    Returns:
+        Bytes of scratch that it needs.
+    """
     full = of_dtype(p.dtype).by(f.target.lanes(of_dtype(p.dtype)))
     px, py = element_0(f, 0, x), element_0(f, 1, y)
     emitter = _Pairs(f, p, full, x, y) if p.pairs else _Rows(f, p, full, x, y)
@@ -164,7 +170,7 @@ def _emit(f: Function, p: Pool, x: Tensor, y: Tensor, tasks: int) -> int:
 
 
 def _span(f: Function, p: Pool, d: int, index: Value) -> tuple[Value, Value]:
-    """The elements of window `index` of dimension d that lie inside the input: first, and one after the last."""
+    """The elements of window `index` of dimension d inside the input: the first, and one after the last."""
     w, size = p.window, p.spatial[d]
     kernel_size, dilation, begin = w.kernel[d], w.dilations[d], w.pads_begin[d]
     start = index * w.strides[d] - begin
@@ -209,14 +215,15 @@ class _Emitter:
         """One row.
 
         Args:
-            px, py: of the first window's first element if there were no padding but in the last dimension, and of
-                the output row.
+            px, py: of the first window's first element if there were no padding, and of the output row.
             spans: elements of the window inside the input, one pair a dimension but the last.
             count: elements averaged, those of the last dimension not counted.
         """
         raise NotImplementedError
 
-    def over_rows(self, px: Value, spans: Sequence[tuple[Value, Value]], body: Callable[[Value], None]) -> None:
+    def over_rows(
+        self, px: Value, spans: Sequence[tuple[Value, Value]], body: Callable[[Value], None]
+    ) -> None:
         """`body` with the address of each input row under the window."""
         f, w = self.f, self.p.window
 
@@ -251,8 +258,9 @@ class _Emitter:
 
 
 def _local_pairs(lanes: int, group: int) -> tuple[list[int], list[int], list[int]]:
-    """Shuffles of two vectors: even lanes, odd lanes, both in an order that stays within 128 bits (which is cheap),
-    and the shuffle that puts such a result in order."""
+    """Shuffles of two vectors: even and odd lanes, in an order that keeps within 128 bits, which is cheap;
+    and the
+    shuffle that puts such a result in order."""
     starts = range(0, lanes, group)
     even = [s + side + i for s in starts for side in (0, lanes) for i in range(0, group, 2)]
     half = group // 2
@@ -347,7 +355,9 @@ class _Rows(_Emitter):
             column = f.constant(full, I64)
             self.store(self._across(column), py, column, self.columns % lanes, count)
 
-    def _down(self, px: Value, spans: Sequence[tuple[Value, Value]], column: Value, counts: Sequence[int]) -> None:
+    def _down(
+        self, px: Value, spans: Sequence[tuple[Value, Value]], column: Value, counts: Sequence[int]
+    ) -> None:
         """Combine the rows under the window for some vectors of input columns."""
         f, lanes = self.f, self.lanes
         totals = [f.var(self.p.neutral, self.full) for _ in counts]
@@ -365,7 +375,7 @@ class _Rows(_Emitter):
 
     def _across(self, column: Value) -> Value:
         """Combine the columns under the window for one vector of output columns."""
-        f, w, p = self.f, self.p.window, self.p
+        f, w = self.f, self.p.window
         stride, dilation, lanes = w.strides[-1], w.dilations[-1], self.lanes
         base = f.offset(f["scratch"], column * stride + self.first, self.full.scalar)
         if stride == 2 and dilation == 1 and lanes > 2:
@@ -394,6 +404,3 @@ def global_pool(node: Node, plan: Plan) -> None:
     x, y = plan.tensor(node.inputs[0]), plan.tensor(node.outputs[0])
     kind = "ReduceMean" if node.op == "GlobalAveragePool" else "ReduceMax"
     reduce(plan, x, y, tuple(range(2, len(x.shape))), REDUCTIONS[kind], {"op": node.op})
-
-
-__all__ = ["F32", "Pool", "global_pool", "pool"]

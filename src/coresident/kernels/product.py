@@ -1,4 +1,4 @@
-"""A matrix product as kernels see it: C = epilogue(alpha * A @ B + beta * bias, extras...), over broadcast batches."""
+"""A matrix product as kernels see it: C = epilogue(alpha * A @ B + beta * bias, extras...), batched."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Address, Plan, Tensor
 from coresident.kernels.vectors import load_first, store_first
 
-HEAVY = frozenset(
-    "Exp Log Sin Cos Tanh Sigmoid Erf Pow Mod Elu Celu Selu Softplus Swish Mish Gelu".split()
-)
+_FUNCTIONS = ("Exp", "Log", "Sin", "Cos", "Tanh", "Sigmoid", "Erf", "Pow", "Mod")
+HEAVY = frozenset((*_FUNCTIONS, "Elu", "Celu", "Selu", "Softplus", "Swish", "Mish", "Gelu"))
 """Operators whose code is long: an epilogue with one of them is not unrolled."""
 
 
@@ -155,7 +154,9 @@ def of_node(node: Node, plan: Plan) -> Product:
     b = plan.tensor(node.inputs[1]) if weights is None else _unstored(node.inputs[1], weights)
     a, c = plan.tensor(node.inputs[0]), plan.tensor(node.outputs[0])
     if {a.dtype, b.dtype, c.dtype} != {np.dtype(np.float32)}:
-        raise UnsupportedModel(f"a matrix product of {a.dtype} and {b.dtype}; float32 is supported", shape=c.shape)
+        raise UnsupportedModel(
+            f"a matrix product of {a.dtype} and {b.dtype}; float32 is supported", shape=c.shape
+        )
     shape = c.shape
     row_dropped = not gemm and len(a.shape) == 1
     column_dropped = not gemm and len(b.shape) == 1
@@ -222,7 +223,9 @@ def _merged(p: Product) -> Product:
         together = all(s == rows * r for i, (s, r) in enumerate(zip(strides, row_strides)) if i != 1)
         if strides[1] or not (together or rows == 1):
             break
-        row_strides = [row_strides[1] if i == 1 else s for i, s in enumerate(strides)] if rows == 1 else row_strides
+        row_strides = (
+            [row_strides[1] if i == 1 else s for i, s in enumerate(strides)] if rows == 1 else row_strides
+        )
         rows *= size
         batch.pop()
     new = [

@@ -115,7 +115,9 @@ REDUCTIONS: dict[str, Reduction] = {
     "ReduceMean": replace(ADDITION, finish=_mean),
     "ReduceMax": LARGEST,
     "ReduceMin": Reduction(smaller, _highest, _plain, _unchanged, ignores_zeros=False),
-    "ReduceProd": Reduction(lambda f, a, b, dtype: a * b, lambda dtype: 1, _plain, _unchanged, ignores_zeros=False),
+    "ReduceProd": Reduction(
+        lambda f, a, b, dtype: a * b, lambda dtype: 1, _plain, _unchanged, ignores_zeros=False
+    ),
     "ReduceL1": replace(ADDITION, prepare=_absolute),
     "ReduceL2": replace(
         ADDITION, prepare=_square, finish=lambda f, x, dtype, count: f.unary("sqrt", x), floats_only=True
@@ -221,7 +223,9 @@ def reduce(
         store_first(f, finish(total), start, 0, len(members), lines.kept[-1].strides[1])
 
     short = lines.along[-1].size <= 32 * lines.kind.lanes and len(lines.along) <= 3
-    grouped = not lines.across and lines.kind.lanes > 1 and short and bool(lines.kept) and lines.kept[-1].size > 1
+    grouped = (
+        not lines.across and lines.kind.lanes > 1 and short and bool(lines.kept) and lines.kept[-1].size > 1
+    )
     items = lines.items
     if grouped:
         items = lines.items // lines.kept[-1].size * -(-lines.kept[-1].size // lines.kind.lanes)
@@ -237,7 +241,7 @@ def reduce(
 
 
 def log_sum_exp(plan: Plan, x: Tensor, y: Tensor, axes: Sequence[int]) -> None:
-    """Add the step of log(sum(exp(x))), with the largest element taken out so that no exponential overflows."""
+    """Add the step of log(sum(exp(x))), the largest x taken out first so that no exponential overflows."""
     scalar, dtype = check(x, True), x.dtype
     lines = Lines.of(plan.target, scalar, (x.layout, spread(y, x, axes)), axes)
     f = kernel(plan.target, "reduce_log_sum_exp")
@@ -250,9 +254,7 @@ def log_sum_exp(plan: Plan, x: Tensor, y: Tensor, axes: Sequence[int]) -> None:
         finite = f.unary("fabs", peak) < math.inf
         peak = f.select(finite, peak, f.constant(0, peak.type))
         math_ = CodeMath(f)
-        total = line.total(
-            lambda v: math_.exp(Typed(v - peak, dtype.name)).value, lambda a, b: a + b, 0
-        )
+        total = line.total(lambda v: math_.exp(Typed(v - peak, dtype.name)).value, lambda a, b: a + b, 0)
         result = math_.log(Typed(total, dtype.name)).value + peak
         if lines.across:
             store_first(f, result, line.starts[1], 0, line.count, lines.kept[-1].strides[1])

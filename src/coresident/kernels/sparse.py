@@ -1,11 +1,14 @@
 """Sparse direct convolution: only the weights that are not zero are stored, read and multiplied.
 
-For one tile of pixels and one output channel, each nonzero weight is broadcast and multiplied with the vectors of
-pixels that its tap reads (Elsen et al., "Fast sparse ConvNets", 2020; Park et al., "Faster CNNs with direct sparse
+For one tile of pixels and one output channel, each nonzero weight is broadcast and multiplied with the
+vectors of
+pixels that its tap reads (Elsen et al., "Fast sparse ConvNets", 2020; Park et al., "Faster CNNs with direct
+sparse
 convolutions", 2017, for kernels larger than one pixel). What binds is loading activations, hence:
 
 * input channels are taken in blocks whose part of the tile fits L1;
-* rows of a block stand in the order of their number of nonzeros, and the code jumps into an unrolled sequence for the
+* rows of a block stand in the order of their number of nonzeros, and the code jumps into an unrolled
+  sequence for the
   odd ones: the jump repeats and is predicted, where the varying exit of a loop would not be;
 * where 2 or 4 output channels share their pattern, each load serves them all.
 """
@@ -105,12 +108,23 @@ def choose(
                     continue
                 stored = float(counts.sum())
                 total = 0.0
-                for count, width in ((cutting.full, vectors), (cutting.count - cutting.full, cutting.rest_vectors)):
+                for count, width in (
+                    (cutting.full, vectors),
+                    (cutting.count - cutting.full, cutting.rest_vectors),
+                ):
                     if not count:
                         continue
                     rows = counts.size
                     one = cost.sparse_rows(
-                        machine, width, shared, stored / rows, rows, changes, unaligned, resident, vector_bytes
+                        machine,
+                        width,
+                        shared,
+                        stored / rows,
+                        rows,
+                        changes,
+                        unaligned,
+                        resident,
+                        vector_bytes,
                     )
                     # Bringing the tile into L1, partly hidden behind arithmetic.
                     one += 0.5 * shape.groups * shape.inputs * reach / machine.l2_bytes
@@ -130,7 +144,8 @@ class Packed:
 
     Args:
         stream: int32 words, for each nonzero its offset in bytes, then `shared` float32 weights.
-        rows: [.., 2] int32: the first output channel of a row and its number of nonzeros, in order of that number
+        rows: [.., 2] int32: the first output channel of a row and its number of nonzeros, in order of that
+            number
             within each (chunk of rows, block).
         starts: [groups, chunks, blocks] int64: where each begins in `stream`, in words.
     """
@@ -142,9 +157,11 @@ class Packed:
 
 def pack(weights: np.ndarray[Any, Any], g: Geometry, choice: Choice, work: Cut) -> Packed:
     """Order and compress the weights [groups, outputs, inputs, taps]."""
-    groups, outputs, inputs, taps = weights.shape
+    groups, _, inputs, taps = weights.shape
     shared, block = choice.shared, choice.block
-    offsets = (4 * (np.arange(inputs)[:, None] * g.channel_stride + np.array(g.taps)[None, :])).astype(np.int32)
+    offsets = (4 * (np.arange(inputs)[:, None] * g.channel_stride + np.array(g.taps)[None, :])).astype(
+        np.int32
+    )
     streams: list[np.ndarray[Any, Any]] = []
     rows: list[np.ndarray[Any, Any]] = []
     starts: list[int] = []
@@ -234,7 +251,10 @@ def emit(
                 count = f.convert(f.load(I32, described, 1), I64)
                 partial = f.offset(f["scratch"], (channel - first_row * shared) * (vectors * lanes), F32)
                 totals = [
-                    [f.var(f.splat(f.load(F32, b, channel_base + channel + s), vector)) for _ in range(vectors)]
+                    [
+                        f.var(f.splat(f.load(F32, b, channel_base + channel + s), vector))
+                        for _ in range(vectors)
+                    ]
                     for s in range(shared)
                 ]
                 if blocks == 1:
@@ -297,10 +317,19 @@ def emit(
         **info,
         "kernel": "sparse",
         "pattern": "unstructured" if shared == 1 else f"shared by {shared} output channels",
-        "tile": f"{t.vectors} vectors x {shared} channels, blocks of {choice.block}{', flat' if t.flat else ''}",
+        "shared": shared,
+        "tile": _shown(choice),
         "estimated_cycles": choice.cycles,
     }
-    plan.step(f, operands, work.tasks, reads=[g.source, *epilogue.tensors], writes=[out], barrier=barrier, info=info)
+    plan.step(
+        f, operands, work.tasks, reads=[g.source, *epilogue.tensors], writes=[out], barrier=barrier, info=info
+    )
+
+
+def _shown(choice: Choice) -> str:
+    """The tile, for people."""
+    flat = ", flat" if choice.tiles.flat else ""
+    return f"{choice.tiles.vectors} vectors x {choice.shared} channels, blocks of {choice.block}{flat}"
 
 
 def _nonzeros(

@@ -1,6 +1,8 @@
-"""Transposed convolution: one ordinary convolution for each phase of the output, then the phases are interleaved.
+"""Transposed convolution: one ordinary convolution for each phase of the output, then the phases are
+interleaved.
 
-Output pixel s*q + p gets the products of those taps k for which (p + pad - k*d) is a multiple of the stride s; each
+Output pixel s*q + p gets the products of those taps k for which (p + pad - k*d) is a multiple of the stride
+s; each
 reads input pixel q + (p + pad - k*d) / s. So phase p is a convolution with unit stride and a few of the taps.
 """
 
@@ -29,7 +31,9 @@ from coresident.kernels.lowering import Plan, Tensor, lowers
 def _taps(w: TransposedWindow, dimension: int, phase: int) -> list[tuple[int, int]]:
     """(kernel position, input pixel relative to q) of the taps that reach a phase of one dimension."""
     s, d, pad = w.strides[dimension], w.dilations[dimension], w.pads_begin[dimension]
-    return [(k, (phase + pad - k * d) // s) for k in range(w.kernel[dimension]) if (phase + pad - k * d) % s == 0]
+    return [
+        (k, (phase + pad - k * d) // s) for k in range(w.kernel[dimension]) if (phase + pad - k * d) % s == 0
+    ]
 
 
 @lowers("ConvTranspose", halo=lambda node, graph: ((0, 0),) * (len(graph.facts[node.inputs[0]].shape) - 2))
@@ -61,8 +65,10 @@ def transposed(node: Node, plan: Plan) -> None:
     for index, phase in enumerate(phases):
         per_dimension = [_taps(w, d, p) for d, p in enumerate(phase)]
         positions = list(itertools.product(*per_dimension))
-        taps = tuple(sum(t * s for (_, t), s in zip(position, x.layout.strides[2:])) for position in positions)
-        picked = [split[(..., *(k for k, _ in position))] for position in positions]
+        taps = tuple(
+            sum(t * s for (_, t), s in zip(position, x.layout.strides[2:])) for position in positions
+        )
+        picked = [split[(slice(None),) * 3 + tuple(k for k, _ in position)] for position in positions]
         part = np.stack(picked, axis=-1) if picked else np.zeros((groups, per_group, inputs, 1), np.float32)
         g = Geometry(x, taps or (0,), x.layout.strides[0], x.layout.strides[1], x.layout.strides[2:])
         view = merged.layout
@@ -84,7 +90,8 @@ def transposed(node: Node, plan: Plan) -> None:
 
 
 def _phase_planes(plan: Plan, x: Tensor, shape: Sequence[int]) -> Tensor:
-    """A temporary [N][C][phases][spatial...] with the input's gaps between rows where it is large enough for that."""
+    """A temporary [N][C][phases][spatial...] with the input's gaps between rows where it is large enough
+    for that."""
     spatial = shape[3:]
     lanes = plan.target.lanes(F32)
     strides = list(x.layout.strides[2:])
@@ -140,7 +147,8 @@ def _phase(
 def _interleave(
     plan: Plan, x: Tensor, y: Tensor, strides: Sequence[int], phases: Sequence[tuple[int, ...]]
 ) -> None:
-    """Put the phases [N][C][phases][spatial...] together into [N][C][spatial...]; one task an output plane."""
+    """Put the phases [N][C][phases][spatial...] together into [N][C][spatial...]; one task an output
+    plane."""
     f = kernel(plan.target, "phase_merge")
     lanes, rank = plan.target.lanes(F32), len(strides)
     vector = F32.by(lanes)

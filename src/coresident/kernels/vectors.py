@@ -1,4 +1,4 @@
-"""Patterns of vector code that several kernel families share: partial loads and stores, folds, transposes, shares of work."""
+"""Vector code that kernel families share: partial loads and stores, folds, transposes, shares of work."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from coresident.codegen.builder import Function, Value
-from coresident.codegen.target import Target
-from coresident.codegen.types import F32, I64, Type
+from coresident.codegen.types import I64, Type
 
 Combine = Callable[[Value, Value], Value]
 
@@ -154,11 +153,3 @@ def share(f: Function, units: int, tasks: int) -> tuple[Value, Value]:
     if units == tasks:
         return task, task + 1
     return (task * units) // tasks, ((task + 1) * units) // tasks
-
-
-def float_vector(target: Target, longest: int) -> Type:
-    """The widest float vector of the target that a run of `longest` elements fills at least halfway; scalar for 1."""
-    lanes = target.lanes(F32)
-    while lanes > 1 and longest <= lanes // 2:
-        lanes //= 2
-    return F32.by(lanes)

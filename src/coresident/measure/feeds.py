@@ -49,7 +49,7 @@ def fixed_shapes(
 def random_feeds(
     shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, np.dtype[Any]], seed: int = 0
 ) -> dict[str, Array]:
-    """Arrays for the inputs: floats are normal with variance 1, bytes 0 to 255, other integers and booleans 0 or 1.
+    """Arrays for the inputs: floats are normal with variance 1, bytes 0 to 255, other types 0 or 1.
 
     Integers are kept that small since many are indices.
     """

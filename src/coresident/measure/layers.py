@@ -108,7 +108,7 @@ def _layer(index: int, info: dict[str, Any], seconds: float, share: float, peak:
     )
     why = [str(reason) for reason in info.get("why", ())]
     if share >= NEGLIGIBLE and bound.seconds > 0 and seconds > OVERHEAD * bound.seconds:
-        why.append(f"slow: takes {seconds / bound.seconds:.1f} times what {bound.name} would allow")
+        why.append(f"slow: takes {seconds / bound.seconds:.1f} times what the {bound.name} would allow")
     sparsity = info.get("sparsity")
     return Layer(
         index=index,
@@ -137,11 +137,11 @@ def _ceilings(macs: int, size: int, shared: int, peak: Peak) -> list[_Ceiling]:
     """What each ceiling allows for so many multiply-adds over so many bytes.
 
     Args:
-        shared: multiply-adds that a loaded vector of activations serves in a sparse kernel, 0 for other kernels.
+        shared: multiply-adds that a vector loaded serves in a sparse kernel, 0 for other kernels.
     """
     level = peak.level(size)
     found = [
-        _Ceiling("the multiply-add peak", macs / peak.total_macs),
+        _Ceiling("multiply-add peak", macs / peak.total_macs),
         _Ceiling(f"{level.name} bandwidth", size / level.bandwidth),
     ]
     if shared:

@@ -1,4 +1,4 @@
-"""Engines that take turns on one model, each in a process of its own, so that none spins while another is timed."""
+"""Engines that take turns on one model, each in a process of its own: none spins while another is timed."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from coresident.errors import Error, ResourceError
 from coresident.measure import worker
+from coresident.vision import images
 
 Array = np.ndarray[Any, Any]
 PAUSE = 0.2
@@ -110,7 +111,8 @@ class _Engine:
         return self.answer()
 
     def close(self) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
@@ -165,7 +167,7 @@ def take_turns(
     ):
         folder = Path(temporary)
         path = stack.enter_context(_model_file(model, folder))
-        np.savez(folder / "feeds.npz", **dict(feeds))
+        images.write_arrays(folder / "feeds.npz", feeds)
         for name, python in engines.items():
             progress(f"loading {name}")
             command = [python or sys.executable, script, name, path, str(folder / "feeds.npz"), str(threads)]

@@ -1,26 +1,28 @@
-"""One engine in a process of its own, which measures when it is told to: `worker.py ENGINE MODEL FEEDS.npz THREADS`.
+"""One engine in its own process, which measures when told to: `worker.py ENGINE MODEL FEEDS.npz THREADS`.
 
-Needs numpy and the engine, nothing of this package, and Python 3.8, so that it runs in any environment that an
-engine may need. Commands come as lines of JSON and are answered by one each:
+Needs numpy, the engine and Python 3.9, and nothing of this package, so that it runs in any environment that
+an engine may want. Orders come as lines of JSON and are answered by one each:
 
-    {"do": "outputs", "file": F}                  writes the outputs of one inference to F (.npz)
-    {"do": "time", "seconds": S, "file": F}       runs for S seconds and writes each call's seconds to F (.npy)
+    {"do": "outputs", "file": F}              writes the outputs of one inference to F (.npz)
+    {"do": "time", "seconds": S, "file": F}   runs for S seconds, writes the seconds of each call to F (.npy)
 
 The first line, unasked, is {"ready_s": seconds to load and run once} or {"error": why not}.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
 import time
-from typing import Any, Callable, Dict, List
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-Feeds = Dict[str, Any]
-Run = Callable[[], List[Any]]
+Feeds = dict[str, Any]
+Run = Callable[[], list[Any]]
 
 
 def _coresident(model: str, feeds: Feeds, threads: int, dense: bool = False) -> Run:
@@ -57,7 +59,7 @@ def _openvino(model: str, feeds: Feeds, threads: int, precision: str = "") -> Ru
     for name, array in feeds.items():
         request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
 
-    def run() -> List[Any]:
+    def run() -> list[Any]:
         request.infer()
         return [request.get_output_tensor(index).data for index in range(len(network.outputs))]
 
@@ -70,14 +72,13 @@ def _openvino_f32(model: str, feeds: Feeds, threads: int) -> Run:
 
 def _deepsparse(model: str, feeds: Feeds, threads: int) -> Run:
     os.environ["NM_DISABLE_ANALYTICS"] = "1"
-    import deepsparse
-
+    deepsparse: Any = importlib.import_module("deepsparse")
     inputs = list(feeds.values())
     engine = deepsparse.Engine(model, batch_size=inputs[0].shape[0], num_cores=threads)
     return lambda: list(engine.run(inputs))
 
 
-ENGINES: Dict[str, Callable[[str, Feeds, int], Run]] = {
+ENGINES: dict[str, Callable[[str, Feeds, int], Run]] = {
     "coresident": _coresident,
     "coresident-dense": _coresident_dense,
     "onnxruntime": _onnxruntime,
@@ -88,11 +89,11 @@ ENGINES: Dict[str, Callable[[str, Feeds, int], Run]] = {
 """Each takes (path of the model, feeds, threads) and gives a call that runs one inference."""
 
 
-def _times(run: Run, seconds: float) -> List[float]:
+def _times(run: Run, seconds: float) -> list[float]:
     """Seconds of each call, at least three, after two that don't count."""
     for _ in range(2):
         run()
-    times: List[float] = []
+    times: list[float] = []
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop or len(times) < 3:
         start = time.perf_counter()
@@ -110,7 +111,7 @@ def _resident_bytes() -> int:
         return 0
 
 
-def _answer(run: Run, order: Dict[str, Any]) -> Dict[str, Any]:
+def _answer(run: Run, order: dict[str, Any]) -> dict[str, Any]:
     if order["do"] == "outputs":
         np.savez(order["file"], *[np.asarray(array) for array in run()])
         return {}
@@ -125,7 +126,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def say(message: Dict[str, Any]) -> None:
+    def say(message: dict[str, Any]) -> None:
         print(json.dumps(message), file=answers, flush=True)
 
     with np.load(feeds_file) as archive:

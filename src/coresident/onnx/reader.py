@@ -22,7 +22,7 @@ from coresident.graph.graph import Dimension, Fact, Graph, Node, sorted_nodes
 from coresident.graph.operator import OPERATORS
 from coresident.graph.operators.elementwise import attributes_of
 from coresident.graph.operators.generation import constant_value
-from coresident.onnx import functions
+from coresident.onnx import functions, text
 from coresident.onnx.tensors import array_of, dtype_of
 from coresident.onnx.upgrade import NEWEST_OPSET, OLDEST_OPSET, UPGRADES, Rewriter
 
@@ -40,7 +40,8 @@ def read(source: str | Path | bytes) -> Graph:
 
     Returns:
         Inputs that have an initializer are not among the graph's inputs. Free dimensions keep their names.
-        Facts are known for the inputs; `graph.operator.infer` completes them once all shapes are bound.
+        Facts are known for the inputs, and for outputs that are declared; `graph.operator.infer` completes
+        them once all shapes are bound.
 
     Raises:
         InvalidModel: not a model, truncated, or contradicting itself.
@@ -73,6 +74,7 @@ def _model(content: bytes) -> onnx.ModelProto:
         raise InvalidModel("not an ONNX model, or a truncated one") from error
     if not model.ir_version or not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise InvalidModel("not an ONNX model: it has no graph")
+    text.check(model)
     functions.check_size(model)
     return functions.inlined(model) if model.functions else model
 
@@ -115,7 +117,8 @@ def _graph(model: onnx.ModelProto, directory: Path | None) -> Graph:
     for name in outputs:
         if name not in known:
             raise InvalidModel(f"output {name!r} is made by nothing")
-    return Graph(tuple(facts), outputs, tuple(newest), initializers, facts, graph.name)
+    declared = _declared_facts(graph.output)
+    return Graph(tuple(facts), outputs, tuple(newest), initializers, declared | facts, graph.name)
 
 
 def _check_supported(nodes: Iterable[onnx.NodeProto]) -> None:
@@ -172,6 +175,18 @@ def _input_fact(value: onnx.ValueInfoProto) -> Fact:
     if not value.type.tensor_type.HasField("shape"):
         raise UnsupportedModel(f"{what} has an unknown number of dimensions; declare its shape in the model")
     return Fact(dtype, tuple(_dimension(d, what) for d in value.type.tensor_type.shape.dim))
+
+
+def _declared_facts(values: Iterable[onnx.ValueInfoProto]) -> dict[str, Fact]:
+    """Of values whose type and rank are declared, as they are before shapes are bound."""
+    facts: dict[str, Fact] = {}
+    for value in values:
+        tensor = value.type.tensor_type
+        if value.type.HasField("tensor_type") and tensor.elem_type and tensor.HasField("shape"):
+            what = f"output {value.name!r}"
+            shape = tuple(_dimension(d, what) for d in tensor.shape.dim)
+            facts[value.name] = Fact(dtype_of(tensor.elem_type, what), shape)
+    return facts
 
 
 def _dimension(dimension: onnx.TensorShapeProto.Dimension, what: str) -> Dimension:

@@ -31,6 +31,9 @@ DTYPES: dict[int, np.dtype[Any]] = {
 }
 """Element types of the format -> numpy's."""
 
+MAX_RANK = 32
+"""Dimensions of a tensor: numpy 1 has no more."""
+
 _FIELDS = {
     TensorProto.FLOAT: "float_data",
     TensorProto.DOUBLE: "double_data",
@@ -83,7 +86,9 @@ def array_of(tensor: TensorProto, directory: Path | None, what: str) -> Array:
     if tensor.HasField("segment"):
         raise UnsupportedModel(f"{what} is stored in segments")
     count = prod(shape)
-    if count * dtype.itemsize > sys.maxsize or len(shape) > 32:
+    if len(shape) > MAX_RANK:
+        raise InvalidModel(f"{what} has {len(shape)} dimensions; at most {MAX_RANK} are allowed")
+    if prod(max(size, 1) for size in shape) * dtype.itemsize > sys.maxsize:
         raise InvalidModel(f"{what} is larger than any memory", shape=shape)
     if tensor.data_location == TensorProto.EXTERNAL:
         entries = {entry.key: entry.value for entry in tensor.external_data}

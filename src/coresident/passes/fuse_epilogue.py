@@ -8,7 +8,9 @@ of the host.
 1. The reader reads only the result and constants that are scalars (kept with shape []) or vary along the
    channels (kept with shape [C, 1, ...] as they broadcast; [N] for Gemm and MatMul).
 2. It also reads values of the result's own shape, as a residual connection does; `RESIDUALS` at most. Where
-   two hosts are added the later one takes the sum, so that the earlier's result is there.
+   two hosts are added the later one takes the sum, so that the earlier's result is there. A ConvTranspose
+   takes none:
+   it computes its output phase by phase, and a residual does not lie so.
 """
 
 from __future__ import annotations
@@ -73,6 +75,8 @@ def _absorb(view: View, host: Node, residuals: int) -> Patch | None:
             constants[names[name]] = small
     shape = view.shape(result)
     whole = {name for name in step.inputs if name != result and view.constant(name) is None}
+    if whole and host.op == "ConvTranspose":
+        return None
     if any(not _is_like(view, name, result) or not _may_wait(view, name, host, reader) for name in whole):
         return None
     before = {

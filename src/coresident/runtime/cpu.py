@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -260,15 +260,12 @@ def features(root: Path = _ROOT) -> frozenset[str] | None:
     return frozenset(known[name] for name in listed.split() if name in known)
 
 
-def lacking(needed: Iterable[str]) -> list[str]:
-    """Those of some LLVM feature names that this CPU is known not to have.
+def lacking(needed: Iterable[str], found: Collection[str]) -> list[str]:
+    """Those of some LLVM feature names that a CPU with the features `found` does not have.
 
     Features that are not in `FEATURES` change no instruction that kernels are made of.
     """
-    found = features()
-    if found is None:
-        return []
-    return sorted(set(needed).intersection(FEATURES.get(machine(), {}).values()) - found)
+    return sorted(set(needed).intersection(FEATURES.get(machine(), {}).values()).difference(found))
 
 
 @functools.cache

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable
+from pathlib import Path
 
 from coresident.runtime import cpu
 
@@ -12,22 +14,54 @@ _CHUNK = 4 << 20
 
 def digest(data: bytes | memoryview) -> str:
     """SHA-256, in hexadecimal, of the SHA-256s of its pieces of 4 MiB; of itself if it is one piece."""
-    view = memoryview(data).cast("B") if len(data) else memoryview(b"")
-    if len(view) <= _CHUNK:
-        return hashlib.sha256(view).hexdigest()
-    starts = range(0, len(view), _CHUNK)
-    parts = [b""] * len(starts)
-    workers = min(cpu.usable_cores().count, len(starts), 8)
+    view = memoryview(data)
 
-    def hash_every(first: int) -> None:
-        for index in range(first, len(parts), workers):
-            start = starts[index]
-            parts[index] = hashlib.sha256(view[start : start + _CHUNK]).digest()
+    def hash_some(parts: list[bytes], indices: range) -> None:
+        for index in indices:
+            parts[index] = hashlib.sha256(view[index * _CHUNK : (index + 1) * _CHUNK]).digest()
 
-    helpers = [threading.Thread(target=hash_every, args=(first,)) for first in range(1, workers)]
+    return _combined(len(view), hash_some)
+
+
+def digest_file(path: Path) -> str:
+    """The `digest` of a file, of which only a few pieces are in memory at a time.
+
+    Raises:
+        OSError: it can't be read.
+    """
+
+    def hash_some(parts: list[bytes], indices: range) -> None:
+        buffer = memoryview(bytearray(_CHUNK))
+        with open(path, "rb", buffering=0) as stream:
+            for index in indices:
+                stream.seek(index * _CHUNK)
+                filled = 0
+                while count := stream.readinto(buffer[filled:]):
+                    filled += count
+                parts[index] = hashlib.sha256(buffer[:filled]).digest()
+
+    return _combined(path.stat().st_size, hash_some)
+
+
+def _combined(size: int, hash_some: Callable[[list[bytes], range], None]) -> str:
+    """The digest of the pieces' digests, which `hash_some` writes at the indices it is given."""
+    count = max(-(-size // _CHUNK), 1)
+    parts = [b""] * count
+    workers = min(cpu.usable_cores().count, count, 8)
+    failures: list[OSError] = []
+
+    def work(first: int) -> None:
+        try:
+            hash_some(parts, range(first, count, workers))
+        except OSError as error:
+            failures.append(error)
+
+    helpers = [threading.Thread(target=work, args=(first,)) for first in range(1, workers)]
     for helper in helpers:
         helper.start()
-    hash_every(0)
+    work(0)
     for helper in helpers:
         helper.join()
-    return hashlib.sha256(b"".join(parts)).hexdigest()
+    if failures:
+        raise failures[0]
+    return parts[0].hex() if count == 1 else hashlib.sha256(b"".join(parts)).hexdigest()

@@ -6,7 +6,7 @@ import ctypes
 import statistics
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -56,7 +56,7 @@ class _Context:
         self.stamps = self._memory.words(stamps, steps + 1)
 
         barriers = [True] * steps if profile else layout.barriers
-        record = self._memory.words(table, steps * (abi.STEP_BYTES // 8)).reshape(steps, -1)
+        record = self._memory.words(table, steps * (abi.STEP_BYTES // 8)).reshape(steps, abi.STEP_BYTES // 8)
         record[:, abi.STEP_KERNEL // 8] = layout.kernels
         record[:, abi.STEP_WORDS // 8] = base + words + 8 * np.asarray(layout.word_starts, np.uint64)
         record[:, abi.STEP_TASKS // 8] = layout.tasks
@@ -155,6 +155,7 @@ class Executor:
     Args:
         program: compiled for this machine.
         threads: of the team that runs it, at least 1.
+        features: of this machine's CPU, by LLVM's names; None for what the system tells, if it does.
 
     Raises:
         TargetError: the CPU lacks a feature that the code uses.
@@ -162,11 +163,12 @@ class Executor:
         ResourceError: no memory, or executable memory is refused.
     """
 
-    def __init__(self, program: Program, threads: int) -> None:
+    def __init__(self, program: Program, threads: int, features: Collection[str] | None = None) -> None:
         if threads < 1:
             raise InputError(f"{threads} threads; at least 1 is needed")
+        found = cpu.features() if features is None else features
         machine = program.target.split("-", 1)[0]
-        if lacking := cpu.lacking(program.features):
+        if found is not None and (lacking := cpu.lacking(program.features, found)):
             raise TargetError(
                 f"the program was compiled for a CPU with {', '.join(lacking)}, which this CPU lacks"
             )
@@ -217,13 +219,14 @@ class Executor:
             InputError, ResourceError: as `run`.
         """
         context = self._context(profile=True)
-        self._bind(context, arrays)
+        outputs = self._bind(context, arrays)
         self._launch(context)
         durations: list[Array] = []
         ticks, start = self._entry.ticks(), time.perf_counter()
         for _ in range(max(repeats, 1)):
             self._launch(context)
             durations.append(np.diff(context.stamps).astype(np.float64))
+        del outputs  # compiled code wrote to them until now
         while time.perf_counter() - start < 5e-3:  # too short a time measures the clock badly
             pass
         second = (self._entry.ticks() - ticks) / (time.perf_counter() - start)

@@ -1,7 +1,8 @@
 """Decides how each activation lies in memory, before any kernel is chosen.
 
 1. Values that convolutions and pools read or write, and what lies between them, are planar.
-2. All planar values of the same spatial sizes leave the same gaps between rows, the widest border that any of them
+2. All planar values of the same spatial sizes leave the same gaps between rows, the widest border that any
+   of them
    needs, so that runs of pixels can cross row ends from one layer to the next.
 3. A value carries a border of zeros exactly as wide as its consumers read.
 4. The inputs of a channel concatenation lie inside its output: concatenating costs nothing.
@@ -23,10 +24,28 @@ from coresident.kernels.lowering import FAMILIES
 
 Halo = tuple[tuple[int, int], ...]
 
-_FOLLOW = frozenset(ELEMENTWISE) | {"Elementwise", "Concat", "MaxPool", "AveragePool", "Resize", "BatchNormalization"}
+_FOLLOW = frozenset(ELEMENTWISE) | {
+    "Elementwise",
+    "Concat",
+    "MaxPool",
+    "AveragePool",
+    "Resize",
+    "BatchNormalization",
+}
 _FOLLOW_VIEWS = frozenset(("Slice", "Split", "Pad"))
 _VIEWS = frozenset(
-    ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Identity", "Dropout", "Expand")
+    (
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "Slice",
+        "Split",
+        "Identity",
+        "Dropout",
+        "Expand",
+    )
 )
 
 
@@ -130,7 +149,7 @@ def _root(owner: dict[str, tuple[str, int]], name: str) -> str:
 
 
 def _concatenations(graph: Graph, needs: dict[str, Halo], fixed: set[str]) -> dict[str, tuple[str, int]]:
-    """For each value that lies inside a channel concatenation: (the concatenation's output, first channel)."""
+    """For each value inside a channel concatenation: (the concatenation's output, first channel)."""
     producers = graph.producers()
     owner: dict[str, tuple[str, int]] = {}
     for node in reversed(graph.nodes):

@@ -18,7 +18,7 @@ class Lifetime:
 
 
 def place(buffers: Sequence[Lifetime]) -> tuple[list[int], int]:
-    """Offsets for the buffers, and the bytes of the arena: largest first, each at the lowest place that is free.
+    """Offsets for the buffers, and the bytes of the arena: largest first, each at the lowest free place.
 
     (Pisarchyk and Lee, "Efficient memory management for deep neural net inference", 2020: greedy by size.)
     """

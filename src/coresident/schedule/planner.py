@@ -48,7 +48,7 @@ class Planner:
         self._functions: dict[str, Function] = {}
         self._steps: list[tuple[str, tuple[Operand, ...], int, bool, dict[str, Any]]] = []
         self._scratch = 0
-        self._node = ""
+        self._node, self._op = "", ""
 
     # What lowerings ask
 
@@ -86,6 +86,7 @@ class Planner:
         lanes = self.target.lanes(F32)
         fits = (
             tensor.dtype == np.float32
+            and not (tensor.storage.kind == "input" and layout.origin)
             and (layout.strides[-1] == 1 or layout.shape[-1] == 1)
             and (layout.slack >= lanes or not any(map(any, wanted)))
             and all(have[0] >= want[0] and have[1] >= want[1] for have, want in zip(layout.halo[2:], wanted))
@@ -127,7 +128,7 @@ class Planner:
 
     def constant(self, array: np.ndarray[Any, Any]) -> Address:
         data = np.ascontiguousarray(array)
-        digest = hashlib.blake2b(data, digest_size=16).digest() + str(data.dtype).encode()
+        digest = hashlib.blake2b(data.tobytes(), digest_size=16).digest() + str(data.dtype).encode()
         at = self._known_constants.get(digest)
         if at is None:
             self._constants += bytes(-len(self._constants) % _LINE)
@@ -157,7 +158,10 @@ class Planner:
                 self._buffers[address.buffer].steps.append(index)
         touched = {t.storage: t.layout.elements * t.dtype.itemsize for t in (*reads, *writes)}
         touched |= {o: self._constant_sizes.get(o.offset, 0) for o in places if o.kind == "constant"}
-        details = {"nodes": [self._node], "bytes": sum(touched.values()), **(info or {})}
+        details: dict[str, Any] = {"nodes": [self._node], "op": self._op, "bytes": sum(touched.values())}
+        if writes:
+            details["shape"] = list(writes[0].shape)
+        details |= info or {}
         self._steps.append((self._symbol(function), tuple(operands), tasks, barrier, details))
 
     def _symbol(self, function: Function) -> str:
@@ -200,7 +204,7 @@ class Planner:
         if missing:
             raise UnsupportedModel(f"no kernels for {', '.join(missing)}")
         for node in self.graph.nodes:
-            self._node = node.name or node.outputs[0]
+            self._node, self._op = node.name or node.outputs[0], node.op
             try:
                 FAMILIES[node.op].lower(node, self)
             except Error as error:
@@ -209,8 +213,12 @@ class Planner:
             if name in self.graph.inputs or name in self.graph.initializers or name in self.graph.outputs[:i]:
                 source = self.tensor(name)
                 self._node = name
-                movement.copy(self, source, replace(source, layout=Layout.contiguous(source.shape),
-                                                    storage=Address("output", i)), {"op": "Copy"})
+                movement.copy(
+                    self,
+                    source,
+                    replace(source, layout=Layout.contiguous(source.shape), storage=Address("output", i)),
+                    {"op": "Copy"},
+                )
 
     def _memory(self) -> tuple[list[int], int]:
         groups, group = [], 0
@@ -218,7 +226,9 @@ class Planner:
             groups.append(group)
             group += step[3]
         lifetimes = [
-            memory.Lifetime(b.size, groups[min(b.steps)], groups[max(b.steps)]) if b.steps else memory.Lifetime(0, 0, 0)
+            memory.Lifetime(b.size, groups[min(b.steps)], groups[max(b.steps)])
+            if b.steps
+            else memory.Lifetime(0, 0, 0)
             for b in self._buffers
         ]
         return memory.place(lifetimes)
@@ -238,5 +248,3 @@ class Planner:
         fact = self.graph.fact(name)
         assert fact is not None
         return Port(name, fact.dtype.name, fact.sizes)
-
-

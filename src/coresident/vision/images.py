@@ -48,8 +48,8 @@ def read_picture(path: str | os.PathLike[str]) -> Array:
     """Read a picture, turned upright as its EXIF orientation says.
 
     Returns:
-        uint8 [H, W] or [H, W, 3] (red, green, blue; alpha is dropped, palettes are resolved); uint16 [H, W] for
-        grey of 16 bits; float32 [H, W] for grey of floats.
+        uint8 [H, W] or [H, W, 3] (red, green, blue; alpha is dropped, palettes are resolved);
+        uint16 [H, W] for grey of 16 bits; float32 [H, W] for grey of floats.
 
     Raises:
         ImageError: it is missing, damaged, larger than `MOST_PIXELS`, a stack of several, or of integers

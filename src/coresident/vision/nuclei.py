@@ -19,12 +19,12 @@ from coresident.errors import InputError
 MULTIPLE = 8
 """Height and width of the network's input are multiples of this (three 2x2 poolings)."""
 
-Image = npt.NDArray[np.uint8]
+Picture = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
 
 
-def _colours(image: Image) -> Image:
+def _colours(image: Picture) -> Picture:
     """Return the picture as uint8 [height, width, channels] without alpha; reject anything else."""
     if image.dtype != np.uint8:
         raise InputError(f"expected a picture of uint8, got {image.dtype}", shape=list(image.shape))
@@ -42,7 +42,7 @@ def _stretch(grey: Floats) -> Floats:
     return stretched
 
 
-def preprocess(image: Image) -> Floats:
+def preprocess(image: Picture) -> Floats:
     """Turn a picture into the network's input.
 
     `image` is uint8 [H, W], [H, W, 3] or [H, W, 4] (alpha is ignored). The result is float32
@@ -107,7 +107,7 @@ def _keep(labels: npt.NDArray[np.integer], area: int) -> Labels:
     return result
 
 
-def overlay(image: Image, labels: npt.NDArray[np.integer]) -> Image:
+def overlay(image: Picture, labels: npt.NDArray[np.integer]) -> Picture:
     """Draw the outline of every nucleus in its own colour on the picture.
 
     `image` is uint8 [H, W], [H, W, 3] or [H, W, 4], `labels` integers [H, W] as `count` gives them. The
@@ -120,7 +120,7 @@ def overlay(image: Image, labels: npt.NDArray[np.integer]) -> Image:
             f"the labels do not fit a picture {list(colours.shape[:2])}", shape=list(labels.shape)
         )
     spread = np.repeat(colours, 3 // colours.shape[2], axis=2).astype(np.float32)
-    drawn: Image = np.rint(_stretch(spread) * 255.0).astype(np.uint8)
+    drawn: Picture = np.rint(_stretch(spread) * 255.0).astype(np.uint8)
     cross = ndimage.generate_binary_structure(2, 1)
     least = ndimage.minimum_filter(labels, footprint=cross, mode="nearest")
     most = ndimage.maximum_filter(labels, footprint=cross, mode="nearest")

@@ -27,8 +27,8 @@ class Preprocessing:
         mean, std: one number, or one a channel, in the order of `channels`.
         size: (height, width) to resize to; None is the size that the input fixes, or else the picture's own.
         channels: their order; None is gray for an input of one channel, rgb for one of three.
-        scale: what levels are multiplied by; None takes the type's range to 0..1 for inputs of floats and keeps
-            levels as they are for inputs of integers.
+        scale: what levels are multiplied by; None takes the type's range to 0..1 for inputs of floats and
+            keeps levels as they are for inputs of integers.
         layout: where the channels stand; None reads it off the input's shape.
     """
 
@@ -62,8 +62,8 @@ def _form(shape: Sequence[int | str | None], layout: Layout | None, name: str) -
         return _Form("nchw", 1, sizes[0], sizes[1], rank)
     if rank not in (3, 4) or (rank == 4 and sizes[0] not in (1, None)):
         raise InputError(
-            f"the input {name!r} does not take one picture: [1, C, H, W], [1, H, W, C], [C, H, W], [H, W, C] and "
-            "[H, W] do; give an array instead",
+            f"the input {name!r} does not take one picture, as [1, C, H, W], [1, H, W, C], [C, H, W], "
+            "[H, W, C] and [H, W] do; give an array instead",
             shape=list(shape),
         )
     first, second, last = sizes[-3:]

@@ -21,6 +21,9 @@ from coresident.graph.operators.windows import TransposedWindow, Window
 
 Array = np.ndarray[Any, Any]
 
+COLUMNS = 1 << 23
+"""Elements of the input that a reference lays out as columns at a time."""
+
 
 def _operands(node: Node, facts: Sequence[Fact | None]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """The sizes of X and W and the number of groups, checked against each other."""
@@ -64,15 +67,19 @@ def _conv_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
 
 def _conv_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
     x, w, b = required(arrays, 0, "X"), required(arrays, 1, "W"), optional(arrays, 2)
-    group, batch, outputs = int(node.get("group", 1)), x.shape[0], w.shape[0]
+    group, batch, outputs, inputs = int(node.get("group", 1)), x.shape[0], w.shape[0], w.shape[1]
     window = Window.of(node, x.shape[2:], w.shape[2:])
     spatial = window.output(x.shape[2:])
     padded = window.padded(x, spatial, 0)
-    weights = w.reshape(group, outputs // group, w.shape[1], prod(window.kernel))
+    weights = np.moveaxis(w.reshape(group, outputs // group, inputs, prod(window.kernel)), -1, 2)
+    positions = list(product(*(range(size) for size in window.kernel)))
     result = np.zeros((batch, group, outputs // group, prod(spatial)), x.dtype)
-    for k, position in enumerate(product(*(range(size) for size in window.kernel))):
-        seen = window.tap(padded, position, spatial).reshape(batch, group, w.shape[1], prod(spatial))
-        result += np.matmul(weights[..., k], seen)
+    step = max(COLUMNS // max(x.size, batch * x.shape[1] * prod(spatial), 1), 1)
+    for first in range(0, len(positions), step):
+        some = positions[first : first + step]
+        seen = [window.tap(padded, p, spatial).reshape(batch, group, inputs, prod(spatial)) for p in some]
+        taps = weights[:, :, first : first + step].reshape(group, outputs // group, len(some) * inputs)
+        result += np.matmul(taps, np.concatenate(seen, axis=2))
     y = result.reshape(batch, outputs, *spatial)
     if b is not None:
         y += b.reshape(-1, *(1,) * len(spatial))
@@ -103,9 +110,10 @@ def _transposed_reference(node: Node, arrays: Sequence[Array | None]) -> list[Ar
     ]
     full = np.zeros((batch, channels, *reach), x.dtype)
     data = x.reshape(batch, group, x.shape[1] // group, prod(spatial))
-    weights = np.swapaxes(w.reshape(group, w.shape[0] // group, w.shape[1], prod(window.kernel)), 1, 2)
-    for k, position in enumerate(product(*(range(size) for size in window.kernel))):
-        part = np.matmul(weights[..., k], data)
+    weights = w.reshape(group, w.shape[0] // group, w.shape[1], prod(window.kernel))
+    weights = np.ascontiguousarray(weights.transpose(3, 0, 2, 1))
+    for taps, position in zip(weights, product(*(range(size) for size in window.kernel))):
+        part = np.matmul(taps, data)
         place = tuple(
             slice(p * d, p * d + (i - 1) * s + 1, s)
             for p, d, i, s in zip(position, window.dilations, spatial, window.strides)

@@ -123,8 +123,8 @@ def split_sizes(node: Node, size: int, split: Array | None) -> tuple[int, ...]:
     """
     if split is None:
         count = int(node.get("num_outputs", len(node.outputs)))
-        if count < 1:
-            raise InvalidModel(f"num_outputs {count} must be at least 1")
+        if count != len(node.outputs):
+            raise InvalidModel(f"num_outputs {count} for {len(node.outputs)} outputs")
         each = -(-size // count)
         sizes = tuple(max(min(each, size - i * each), 0) for i in range(count))
     else:

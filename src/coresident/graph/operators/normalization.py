@@ -14,7 +14,15 @@ import numpy as np
 from coresident.errors import InvalidModel, UnsupportedModel
 from coresident.graph.graph import Fact, Node
 from coresident.graph.operator import register
-from coresident.graph.operators.operands import axis_in, broadcast, floating, optional, required, same_type
+from coresident.graph.operators.operands import (
+    axis_in,
+    broadcast,
+    floating,
+    mean,
+    optional,
+    required,
+    same_type,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -31,10 +39,10 @@ def _per_channel(array: Array, rank: int) -> Array:
 
 def _standardized(x: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Array, Array, Array]:
     """(x - mean) / deviation over the axes; the mean; one over the deviation."""
-    mean = x.mean(axis=axes, keepdims=True, dtype=x.dtype)
-    variance = np.square(x - mean).mean(axis=axes, keepdims=True, dtype=x.dtype)
+    center = mean(x, axes)
+    variance = mean(np.square(x - center), axes)
     inverse = x.dtype.type(1) / np.sqrt(variance + x.dtype.type(epsilon))
-    return (x - mean) * inverse, mean, inverse
+    return (x - center) * inverse, center, inverse
 
 
 def _batch_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
@@ -110,14 +118,14 @@ def _layer_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
 def _layer_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
     x, scale, b = required(arrays, 0, "X"), required(arrays, 1, "Scale"), optional(arrays, 2)
     axes = tuple(range(axis_in(int(node.get("axis", -1)), x.ndim), x.ndim))
-    y, mean, inverse = _standardized(x, axes, node.get("epsilon", 1e-5))
-    return [y * scale if b is None else y * scale + b, mean, inverse]
+    y, center, inverse = _standardized(x, axes, node.get("epsilon", 1e-5))
+    return [y * scale if b is None else y * scale + b, center, inverse]
 
 
 def _rms_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
     x, scale = required(arrays, 0, "X"), required(arrays, 1, "scale")
     axes = tuple(range(axis_in(int(node.get("axis", -1)), x.ndim), x.ndim))
-    square = np.square(x).mean(axis=axes, keepdims=True, dtype=x.dtype)
+    square = mean(np.square(x), axes)
     return [x / np.sqrt(square + x.dtype.type(node.get("epsilon", 1e-5))) * scale]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
@@ -136,3 +137,10 @@ def ranked(fact: Fact, ranks: Sequence[int], what: str) -> tuple[int, ...]:
         allowed = " or ".join(str(r) for r in ranks)
         raise InvalidModel(f"{what} must have {allowed} dimensions, not {len(fact.shape)}", shape=fact.shape)
     return fact.sizes
+
+
+def mean(x: Array, axes: Sequence[int]) -> Array:
+    """The mean over the axes, which stay with size 1, in x's floating-point type; of no elements, NaN."""
+    count = prod(x.shape[a] for a in axes)
+    total = np.sum(x, axis=tuple(axes), keepdims=True, dtype=np.float32 if x.dtype == np.float16 else x.dtype)
+    return np.asarray(np.divide(total, total.dtype.type(count))).astype(x.dtype, copy=False)

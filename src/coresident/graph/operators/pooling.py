@@ -15,7 +15,7 @@ import numpy as np
 from coresident.errors import InvalidModel
 from coresident.graph.graph import Fact, Node
 from coresident.graph.operator import register
-from coresident.graph.operators.operands import floating, required
+from coresident.graph.operators.operands import floating, mean, required
 from coresident.graph.operators.windows import Window
 
 Array = np.ndarray[Any, Any]
@@ -130,7 +130,7 @@ def _global_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]
     axes = tuple(range(2, x.ndim))
     if node.op == "GlobalMaxPool":
         return [x.max(axis=axes, keepdims=True)]
-    return [x.mean(axis=axes, keepdims=True, dtype=x.dtype)]
+    return [mean(x, axes)]
 
 
 register("MaxPool", _infer, _max_reference)

@@ -18,6 +18,7 @@ from coresident.graph.operators.operands import (
     axis_in,
     floating,
     integers,
+    mean,
     optional,
     required,
     values,
@@ -64,9 +65,7 @@ def _reduce_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
 
 
 def _mean(x: Array, axes: Axes) -> Array:
-    if x.dtype.kind == "f":
-        return np.asarray(np.mean(x, axis=axes, keepdims=True, dtype=x.dtype))
-    return np.asarray(np.trunc(np.mean(x, axis=axes, keepdims=True)))
+    return mean(x, axes) if x.dtype.kind == "f" else np.asarray(np.trunc(mean(x.astype(np.float64), axes)))
 
 
 def _log_sum_exp(x: Array, axes: Axes) -> Array:

@@ -59,8 +59,8 @@ class _Scaling:
     end: np.float32
 
 
-def resize_shape(node: Node, shape: tuple[int, ...], operands: Sequence[Array | None]) -> tuple[int, ...]:
-    """The shape that Resize gives.
+def resize_axes(node: Node, shape: tuple[int, ...], operands: Sequence[Array | None]) -> list[AxisResize]:
+    """How each axis that changes is resized.
 
     Args:
         node: its attributes are read.
@@ -68,21 +68,14 @@ def resize_shape(node: Node, shape: tuple[int, ...], operands: Sequence[Array | 
         operands: roi, scales, sizes; None where left out.
 
     Raises:
-        InvalidModel: scales and sizes are both there or both left out, or do not fit the data.
-    """
-    scalings = _scalings(node, shape, operands)
-    return tuple(scalings[i].size if i in scalings else size for i, size in enumerate(shape))
-
-
-def resize_axes(node: Node, shape: tuple[int, ...], operands: Sequence[Array | None]) -> list[AxisResize]:
-    """How each axis that changes is resized; arguments as of `resize_shape`.
-
-    Raises:
-        InvalidModel: as `resize_shape`, or a mode that does not exist.
+        InvalidModel: scales and sizes are both there or both left out, do not fit the data, or
+            a mode does not exist.
         UnsupportedModel: antialias with an axis that shrinks.
     """
+    scalings = _scalings(node, shape, operands)
+    _check_modes(node, list(scalings.values()))
     axes = []
-    for axis, scaling in sorted(_scalings(node, shape, operands).items()):
+    for axis, scaling in sorted(scalings.items()):
         same = scaling.size == shape[axis] and scaling.scale == 1
         if (
             not same
@@ -102,6 +95,13 @@ def _attribute(node: Node, name: str, allowed: Sequence[str]) -> str:
 def _present(operand: Array | None) -> Array | None:
     """Resize-11 says "left out" with an empty tensor."""
     return operand if operand is not None and operand.size else None
+
+
+def _check_modes(node: Node, scalings: Sequence[_Scaling]) -> None:
+    mode = _attribute(node, "mode", MODES)
+    _attribute(node, "nearest_mode", NEAREST_MODES)
+    if node.get("antialias", 0) and mode != "nearest" and any(s.scale < 1 for s in scalings):
+        raise UnsupportedModel("antialias while shrinking; only without antialias, or while growing")
 
 
 def _scalings(node: Node, shape: tuple[int, ...], operands: Sequence[Array | None]) -> dict[int, _Scaling]:
@@ -179,8 +179,6 @@ def _nearest(mode: str, x: Array) -> Array:
 def _axis(node: Node, axis: int, size: int, scaling: _Scaling) -> AxisResize:
     mode = _attribute(node, "mode", MODES)
     coordinate_mode = _attribute(node, "coordinate_transformation_mode", COORDINATE_MODES)
-    if node.get("antialias", 0) and mode != "nearest" and scaling.scale < 1:
-        raise UnsupportedModel("antialias while shrinking; only without antialias, or while growing")
     x = _coordinates(coordinate_mode, size, scaling)
     outside = (x < 0) | (x > size - 1)
     if coordinate_mode != "tf_crop_and_resize":
@@ -225,11 +223,11 @@ def _infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
     crop = node.get("coordinate_transformation_mode") == "tf_crop_and_resize"
     region = values(facts, 1, OPERANDS[:1]) if crop else [None]
     operands = [*region, *values(facts, 2, OPERANDS[1:])]
-    shape = resize_shape(node, x.sizes, operands)
+    scalings = _scalings(node, x.sizes, operands)
+    shape = tuple(scalings[i].size if i in scalings else size for i, size in enumerate(x.sizes))
     if min(x.sizes, default=1) == 0 and min(shape, default=1) > 0:
         raise InvalidModel("data without elements can't be resized", shape=x.shape)
-    if min(shape, default=1) > 0:
-        resize_axes(node, x.sizes, operands)
+    _check_modes(node, list(scalings.values()))
     return [Fact(x.dtype, shape)]
 
 

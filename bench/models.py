@@ -1,0 +1,106 @@
+"""Write the benchmark's models as ONNX: `python bench/models.py FOLDER [FAMILY ...]`. Needs PyTorch.
+
+For each family the dense network, and pruned ones in which 80, 90 and 95 % of the weights are zero, anywhere
+("unstructured"): of every convolution and matrix but the first, the depthwise and those of under 8 outputs.
+Weights are random, from a fixed seed; what is left after pruning is scaled so that activations keep their
+variance. About 900 MB in all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from networks import MobileNetV2, ResNet50, UNet
+from torch import nn
+
+SPARSITIES = (0.8, 0.9, 0.95)
+OPSET = 13
+SEED = 0
+LEAST_OUTPUTS = 8
+"""Layers of fewer outputs are not pruned."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A network and the input that it is measured on."""
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+
+
+FAMILIES = {
+    "rn50": Family(ResNet50, (1, 3, 224, 224)),
+    "mbv2": Family(MobileNetV2, (1, 3, 224, 224)),
+    "unet": Family(lambda: UNet(width=32, depth=4, dimensions=2), (1, 1, 512, 512)),
+    "unet3d": Family(lambda: UNet(width=16, depth=3, dimensions=3), (1, 1, 64, 64, 64)),
+}
+
+
+@torch.no_grad()
+def prune(network: nn.Module, sparsity: float) -> None:
+    """Set a share of the weights to zero, at random."""
+    generator = torch.Generator().manual_seed(SEED)
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Conv3d | nn.Linear)]
+    for layer in layers[1:]:
+        if layer.weight.shape[0] < LEAST_OUTPUTS or getattr(layer, "groups", 1) > 1:
+            continue
+        kept = torch.rand(layer.weight.shape, generator=generator) >= sparsity
+        layer.weight.mul_(kept / math.sqrt(1 - sparsity))
+
+
+@torch.no_grad()
+def settle(network: nn.Module) -> None:
+    """Give batch normalisation statistics as after training, so that it can't be folded into nothing."""
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm3d):
+            layer.running_mean.normal_(0, 0.1)
+            layer.running_var.uniform_(0.5, 1.5)
+            layer.weight.uniform_(0.5, 1.0)
+            layer.bias.normal_(0, 0.1)
+
+
+def write(folder: Path, name: str, family: Family, sparsity: float) -> None:
+    """Build one network and export it."""
+    torch.manual_seed(SEED)
+    network = family.build().eval()
+    settle(network)
+    if sparsity:
+        prune(network, sparsity)
+    example = (torch.zeros(family.shape),)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter that needs no further package says that it is old
+        torch.onnx.export(
+            network,
+            example,
+            str(folder / f"{name}.onnx"),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["x"],
+            output_names=["y"],
+        )
+
+
+def main() -> None:
+    """As the module's docstring says."""
+    parser = argparse.ArgumentParser(description="Write the benchmark's models.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help=", ".join(FAMILIES))
+    options = parser.parse_args()
+    if unknown := [name for name in options.families if name not in FAMILIES]:
+        parser.error(f"no family {unknown[0]!r}; there are {', '.join(FAMILIES)}")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for name in options.families or FAMILIES:
+        write(options.folder, name, FAMILIES[name], 0.0)
+        for sparsity in SPARSITIES:
+            write(options.folder, f"{name}_s{round(100 * sparsity)}", FAMILIES[name], sparsity)
+        print(f"{name} written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Print the README's table: `python bench/table.py FOLDER`, with the models of bench/models.py in the folder.
+
+The engines take turns on each model, each in a process of its own; figures are medians in milliseconds, ratios
+are taken round by round. An engine that lives in another Python is named by `--engine deepsparse=PYTHON`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from support import feeds_of, print_markdown
+
+import coresident
+from coresident.cli.command import duration, positive
+from coresident.errors import Error
+from coresident.measure.turns import Result, take_turns
+from coresident.measure.worker import ENGINES
+from coresident.runtime import cpu
+
+OURS = "coresident"
+PEERS = ("onnxruntime", "openvino", "openvino-f32")
+MODELS = (
+    "rn50",
+    "rn50_s80",
+    "rn50_s90",
+    "rn50_s95",
+    "mbv2",
+    "mbv2_s90",
+    "unet",
+    "unet_s90",
+    "unet3d",
+    "unet3d_s90",
+)
+TOLERANCE = 1e-4
+"""Outputs may differ from those of ONNX Runtime by this share of their range."""
+
+
+def engine(text: str) -> tuple[str, str]:
+    """NAME or NAME=PYTHON."""
+    name, _, python = text.partition("=")
+    if name not in ENGINES:
+        raise argparse.ArgumentTypeError(f"no engine {name!r}; there are {', '.join(ENGINES)}")
+    return name, python
+
+
+def measure(path: Path, engines: dict[str, str], options: argparse.Namespace) -> dict[str, Result]:
+    """All engines on one model."""
+    with coresident.Session(path, threads=options.threads) as session:
+        feeds = feeds_of(session)
+    results, failures = take_turns(
+        path, feeds, engines, options.threads, rounds=options.rounds, seconds=options.seconds
+    )
+    for name, message in failures.items():
+        print(f"{path.name}: {name} did not run: {message}", file=sys.stderr)
+    return results
+
+
+def record(results: dict[str, Result]) -> dict[str, Any]:
+    """The figures of one model as JSON values."""
+    ours, reference = results[OURS], results.get("onnxruntime")
+    peers = {name: result for name, result in results.items() if not name.startswith(OURS)}
+    fastest = min(peers, key=lambda name: peers[name].median) if peers else None
+    return {
+        "median_ms": {name: result.median * 1e3 for name, result in results.items()},
+        "ready_s": {name: result.ready for name, result in results.items()},
+        "resident_mb": {name: result.resident_bytes / 1e6 for name, result in results.items()},
+        "faster_than": {name: ours.faster_than(result) for name, result in results.items() if name != OURS},
+        "fastest_peer": fastest,
+        "error": {name: result.error(reference) for name, result in results.items()} if reference else {},
+    }
+
+
+def row(name: str, figures: dict[str, Any], engines: list[str]) -> list[str]:
+    """One model's line of the table."""
+    medians = [f"{figures['median_ms'][e]:.2f}" if e in figures["median_ms"] else "" for e in engines]
+    fastest = figures["fastest_peer"]
+    ratio = f"{figures['faster_than'][fastest]:.2f}x ({fastest})" if fastest else ""
+    error = figures["error"].get(OURS)
+    return [
+        name,
+        *medians,
+        ratio,
+        "" if error is None else f"{error:.0e}",
+        f"{figures['resident_mb'][OURS]:.0f}",
+    ]
+
+
+def main() -> int:
+    """As the module's docstring says; 1 if an output was wrong or a model missing."""
+    parser = argparse.ArgumentParser(description="Print the README's table.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "models", nargs="*", default=MODELS, metavar="MODEL", help=f"default: {' '.join(MODELS)}"
+    )
+    parser.add_argument("--threads", type=positive, default=cpu.usable_cores().count)
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--seconds", type=duration, default=1.0)
+    parser.add_argument("--engine", type=engine, action="append", default=[], metavar="NAME[=PYTHON]")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    options = parser.parse_args()
+    engines = {OURS: "", **dict.fromkeys(PEERS, ""), **dict(options.engine)}
+    print(f"{cpu.model_name()}, {options.threads} threads, batch 1, fp32; milliseconds\n")
+    figures: dict[str, Any] = {}
+    sound = True
+    rows = []
+    for name in options.models:
+        try:
+            figures[name] = record(measure(options.folder / f"{name}.onnx", engines, options))
+        except (Error, KeyError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            sound = False
+            continue
+        rows.append(row(name, figures[name], list(engines)))
+        print(" ".join(rows[-1]), file=sys.stderr)
+        sound = sound and figures[name]["error"].get(OURS, 0.0) <= TOLERANCE
+    print_markdown(["model", *engines, "faster than the fastest peer", "error", "MB"], rows)
+    if options.json:
+        options.json.write_text(json.dumps({"threads": options.threads, "models": figures}, indent=1) + "\n")
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
