@@ -1,4 +1,4 @@
-"""Measure what is not arithmetic: `python bench/overhead.py FOLDER`, with the models of bench/models.py there.
+"""Measure what is not arithmetic: `python bench/overhead.py FOLDER`, with models of bench/models.py in it.
 
 Calls on a tiny network; cold and warm starts; memory; one thread against two; two processes side by side.
 Every figure comes from fresh processes.

@@ -1,7 +1,7 @@
 """Print the README's table: `python bench/table.py FOLDER`, with the models of bench/models.py in the folder.
 
-The engines take turns on each model, each in a process of its own; figures are medians in milliseconds, ratios
-are taken round by round. An engine that lives in another Python is named by `--engine deepsparse=PYTHON`.
+The engines take turns on each model, each in a process of its own; figures are medians in milliseconds, and
+ratios are of rounds. An engine that lives in another Python is named by `--engine deepsparse=PYTHON`.
 """
 
 from __future__ import annotations

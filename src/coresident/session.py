@@ -38,19 +38,19 @@ class NodeArg:
 
     Args:
         name: its name.
-        shape: sizes; the name of a dimension that each call may choose, None for one without a name. That
-            of an output is None if the model does not declare it and is not compiled for one set of sizes.
-        dtype: numpy's name of its element type; None likewise.
+        shape: sizes; the name of a dimension that each call may choose, None for one without a name.
+        dtype: numpy's name of its element type; "undefined", with no sizes, for an output of a model with
+            free dimensions that does not declare it.
     """
 
     name: str
-    shape: tuple[int | str | None, ...] | None
-    dtype: str | None
+    shape: tuple[int | str | None, ...]
+    dtype: str
 
     @property
-    def type(self) -> str | None:
+    def type(self) -> str:
         """As onnxruntime writes it: "tensor(float)"."""
-        return f"tensor({_ORT_TYPES.get(self.dtype, self.dtype)})" if self.dtype else None
+        return f"tensor({_ORT_TYPES.get(self.dtype, self.dtype)})"
 
     @staticmethod
     def of(port: Port) -> NodeArg:
@@ -265,7 +265,7 @@ class _Compiler:
         def described(name: str) -> NodeArg:
             fact = graph.facts.get(name)
             if fact is None:
-                return NodeArg(name, None, None)
+                return NodeArg(name, (), "undefined")
             return NodeArg(name, tuple(size if size != "" else None for size in fact.shape), fact.dtype.name)
 
         return [described(name) for name in graph.inputs], [described(name) for name in graph.outputs]
@@ -369,7 +369,6 @@ def _fitting(array: object, wanted: NodeArg, dtype: np.dtype[Any]) -> Array:
 
 def _check_shapes(inputs: Sequence[NodeArg], shapes: Shapes) -> None:
     for one, shape in zip(inputs, shapes):
-        wanted = one.shape or ()
-        fits = all(want == have or not isinstance(want, int) for want, have in zip(wanted, shape))
-        if len(shape) != len(wanted) or not fits:
-            raise InputError(f"input {one.name!r} has shape {list(shape)}; {list(wanted)} is needed")
+        fits = all(want == have or not isinstance(want, int) for want, have in zip(one.shape, shape))
+        if len(shape) != len(one.shape) or not fits:
+            raise InputError(f"input {one.name!r} has shape {list(shape)}; {list(one.shape)} is needed")

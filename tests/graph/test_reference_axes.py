@@ -158,6 +158,15 @@ def test_cumsum(exclusive: int, reverse: int) -> None:
     check_operator("CumSum", [normal(3, 5, 7), np.array(1)], attributes, constants=[1])
 
 
+@pytest.mark.parametrize(
+    "op", ["Softmax", "LogSoftmax", "Hardmax", "ReduceMean", "ReduceLogSumExp", "ReduceSum"]
+)
+def test_no_elements(op: str) -> None:
+    node = Node(op, ("x",), ("y",))
+    graph = infer(Graph(("x",), ("y",), (node,), {}, {"x": Fact(F32, (2, 0))}))
+    assert evaluate(graph, {"x": np.zeros((2, 0), np.float32)})["y"].shape == graph.facts["y"].shape
+
+
 def _infer(op: str, facts: list[Fact], **attributes: Any) -> Graph:
     names = tuple(f"x{i}" for i in range(len(facts)))
     return infer(

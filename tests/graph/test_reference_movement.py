@@ -229,6 +229,7 @@ X = Fact(F32, (2, 3, 4))
         ("Squeeze", [X, Fact.of(ints(0))], {}, InvalidModel, "size 1"),
         ("Concat", [X, Fact(F32, (2, 5, 5))], {"axis": 1}, InvalidModel, "equal in all dimensions but 1"),
         ("Split", [X, Fact.of(ints(1, 1))], {"axis": 1}, InvalidModel, "do not make up"),
+        ("Split", [X], {"num_outputs": 2**40}, InvalidModel, "for 1 outputs"),
         (
             "Slice",
             [X, Fact.of(ints(0)), Fact.of(ints(1)), Fact.of(ints(0)), Fact.of(ints(0))],

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from guarded import Bench, check_emission, check_lowering, random_array, random_layout
-from support import EMIT_TARGETS, RUN_TARGETS, graph_of
+from guarded import Array, Bench, check_emission, check_lowering, random_array, random_layout
+from support import EMIT_TARGETS, RUN_TARGETS, graph_of, run_graph
 
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
+from coresident.graph.operator import evaluate
 from coresident.kernels import loopnest, movement, views
 from coresident.kernels.halo import folded, runs
 from coresident.kernels.layout import Layout
@@ -358,3 +359,51 @@ def test_other_machines(target: Any, dtype: str) -> None:
         {"repeats": np.array([1, 1, 1, 2])},
     )
     check_emission(graph, {"x": x, "i": np.zeros(3, np.int64)}, target)
+
+
+VIEWS: dict[str, tuple[list[Node], dict[str, Array]]] = {
+    "slice": (
+        [Node("Slice", ("x", "starts", "ends", "axes"), ("v",))],
+        {"starts": np.array([1]), "ends": np.array([5]), "axes": np.array([1])},
+    ),
+    "flip": (
+        [Node("Slice", ("x", "starts", "ends", "axes", "steps"), ("v",))],
+        {
+            "starts": np.array([4, -1]),
+            "ends": np.array([0, -99]),
+            "axes": np.array([1, 3]),
+            "steps": np.array([-1, -1]),
+        },
+    ),
+    "part": ([Node("Split", ("x", "split"), ("u", "v"), {"axis": 1})], {"split": np.array([2, 4])}),
+    "turn": (
+        [
+            Node("Split", ("x", "split"), ("u", "w"), {"axis": 1}),
+            Node("Transpose", ("w",), ("v",), {"perm": (0, 1, 3, 2)}),
+        ],
+        {"split": np.array([2, 4])},
+    ),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_views_of_a_users_array_feed_kernels_of_all_kinds(view: str) -> None:
+    rng = np.random.default_rng(0)
+    x = random_array(rng, (1, 6, 10, 10), "float32")
+    nodes, constants = VIEWS[view]
+    readers = [
+        Node("Conv", ("v", "w1"), ("a",), {"kernel_shape": (1, 1)}),
+        Node("Add", ("a", "v"), ("b",)),
+        Node("Conv", ("v", "w3"), ("c",), {"kernel_shape": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)}),
+        Node("MaxPool", ("v",), ("d",), {"kernel_shape": (3, 3)}),
+        Node("Softmax", ("v",), ("e",), {"axis": 1}),
+        Node("Concat", ("v", "v"), ("f",), {"axis": 1}),
+    ]
+    weights = {
+        "w1": random_array(rng, (4, 4, 1, 1), "float32"),
+        "w3": random_array(rng, (5, 4, 3, 3), "float32"),
+    }
+    graph = graph_of([*nodes, *readers], {"x": x}, [*"abcdef"], {**constants, **weights})
+    wanted = evaluate(graph, {"x": x})
+    for name, got in zip(graph.outputs, run_graph(graph, {"x": x}, threads=2)):
+        np.testing.assert_allclose(got, wanted[name], rtol=1e-5, atol=1e-4, err_msg=name)

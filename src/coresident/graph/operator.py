@@ -63,7 +63,7 @@ def _with_values(node: Node, inputs: Sequence[Fact | None], results: Sequence[Fa
     unknown = any(a is None and fact is not None for a, fact in zip(arrays, inputs))
     if unknown or all(fact.value is not None for fact in results):
         return results
-    if sum(prod(fact.sizes) for fact in results) > SMALL:
+    if sum(prod(max(size, 1) for size in fact.sizes) for fact in results) > SMALL:
         return results
     with np.errstate(all="ignore"):
         return [Fact.of(np.asarray(array)) for array in operator(node).reference(node, arrays)]

@@ -19,6 +19,8 @@ SPARSE_FROM = 0.7
 @lowers("MatMul", "Gemm")
 def matmul(node: Node, plan: Plan) -> None:
     product = of_node(node, plan)
+    if not product.c.tensor.layout.elements:
+        return
     kernel, why = choose(product, plan)
     if kernel is None:
         matmul_dense.dense(product, plan, why)

@@ -122,7 +122,10 @@ def _norm_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
 
 def _global_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
     x = required(facts, 0, "X")
-    return [Fact(floating(x), (*x.shape[:2], *(1,) * len(_spatial(x))))]
+    spatial = _spatial(x)
+    if node.op == "GlobalMaxPool" and 0 in spatial:
+        raise InvalidModel("the extreme of no elements", shape=x.shape)
+    return [Fact(floating(x), (*x.shape[:2], *(1,) * len(spatial)))]
 
 
 def _global_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:

@@ -69,7 +69,7 @@ def _mean(x: Array, axes: Axes) -> Array:
 
 
 def _log_sum_exp(x: Array, axes: Axes) -> Array:
-    peak = np.max(x, axis=axes, keepdims=True)
+    peak = np.max(x, axis=axes, keepdims=True, initial=-np.inf)
     peak = np.where(np.isfinite(peak), peak, x.dtype.type(0))
     return np.asarray(np.log(np.sum(np.exp(x - peak), axis=axes, keepdims=True)) + peak)
 
@@ -129,7 +129,8 @@ def _softmax_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array
 def _hardmax_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
     x, axis = required(arrays, 0, "the data"), int(node.get("axis", -1))
     y = np.zeros_like(x)
-    np.put_along_axis(y, np.argmax(x, axis=axis, keepdims=True), x.dtype.type(1), axis)
+    if x.size:
+        np.put_along_axis(y, np.argmax(x, axis=axis, keepdims=True), x.dtype.type(1), axis)
     return [y]
 
 
