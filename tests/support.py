@@ -19,8 +19,9 @@ Array = np.ndarray[Any, Any]
 assert operators, "importing them fills the table"
 
 HOST = host_target()
-RUN_TARGETS = {"host": HOST} | ({"x86-64-avx2": NAMED["x86-64-avx2"]} if HOST.arch == "x86_64" else {})
-"""Targets whose code this machine runs."""
+_NARROWER = {"x86-64-avx2": NAMED["x86-64-avx2"]} if HOST.arch == "x86_64" and HOST.vector_bits > 256 else {}
+RUN_TARGETS = {"host": HOST} | _NARROWER
+"""Targets whose code this machine runs; one that would make the code that the host's does is left out."""
 TARGETS = tuple(RUN_TARGETS)
 """Their names."""
 EMIT_TARGETS = {name: NAMED[name] for name in ("x86-64-avx512", "aarch64-neon")}

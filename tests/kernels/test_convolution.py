@@ -198,7 +198,8 @@ def test_epilogues(name: str, density: float, depthwise: bool, target: str) -> N
             constants[extra] = np.array([-0.4, 0.7][i], np.float32)
         node = node.with_(inputs=(*node.inputs, extra))
     node = node.with_(attributes={**node.attributes, "epilogue": expression})
-    check_node(node, feeds, constants, target=target, threads=2)
+    # Clip cuts the range that errors are measured by to a hundredth of the sums' own.
+    check_node(node, feeds, constants, target=target, threads=2, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("target", TARGETS)

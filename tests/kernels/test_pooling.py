@@ -46,7 +46,7 @@ def _random_pool(rng: np.random.Generator) -> tuple[Node, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(18))
 def test_random_pools(seed: int, target: str) -> None:
     rng = np.random.default_rng(seed)
     node, shape = _random_pool(rng)
@@ -109,12 +109,12 @@ def test_max_pool_of_other_types(dtype: str, kernel: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("op", ["GlobalAveragePool", "GlobalMaxPool"])
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("spatial", [(7, 7), (1, 1), (17, 31), (4, 5, 6), (65,), (64, 64)])
+@pytest.mark.parametrize("spatial", [(7, 7), (17, 31), (4, 5, 6), (65,)])
 def test_global_pools(op: str, target: str, spatial: tuple[int, ...]) -> None:
     rng = np.random.default_rng(3)
     x = random_array(rng, (2, 19, *spatial), np.float32)
     graph = graph_of([Node(op, ("x",), ("y",), {}, "pool")], {"x": x}, ["y"])
-    for layout in (Layout.contiguous(x.shape), bordered(x.shape), random_layout(rng, x.shape)):
+    for layout in (bordered(x.shape), random_layout(rng, x.shape)):
         check_lowering(
             graph,
             {"x": x},

@@ -52,7 +52,7 @@ def _check(
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("op", REDUCTIONS)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_reductions(op: str, seed: int, target: str) -> None:
     rng = np.random.default_rng(seed)
     rank = int(rng.integers(1, 5))
@@ -66,7 +66,7 @@ def test_reductions(op: str, seed: int, target: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64", "uint8", "float64", "bool"])
-@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("axis", [1, 2])
 def test_reductions_of_other_types(dtype: str, axis: int) -> None:
     x = random_array(np.random.default_rng(axis), (5, 9, 17), dtype)
     ops = ["ReduceMax", "ReduceMin"]
@@ -90,8 +90,6 @@ def test_the_mean_of_many_is_accurate(shape: tuple[int, int]) -> None:
     axis = int(np.argmax(shape))
     node = Node("ReduceMean", ("x", "axes"), ("y",), {}, "mean")
     graph = graph_of([node], {"x": x}, ["y"], {"axes": np.array([axis])})
-    from support import run_graph
-
     (mean,) = run_graph(graph, {"x": x}, threads=2)
     np.testing.assert_allclose(mean, 0.1, rtol=2e-5)
 
@@ -106,7 +104,7 @@ def test_nan_is_the_largest_and_the_smallest() -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_extremes(op: str, seed: int, target: str) -> None:
     rng = np.random.default_rng(seed)
     rank = int(rng.integers(1, 4))
@@ -125,7 +123,7 @@ def test_extremes(op: str, seed: int, target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
-@pytest.mark.parametrize("seed", range(9))
+@pytest.mark.parametrize("seed", range(6))
 def test_softmax(op: str, seed: int, target: str) -> None:
     rng = np.random.default_rng(seed)
     rank = int(rng.integers(1, 5))
@@ -140,7 +138,7 @@ def test_softmax_of_large_numbers() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("seed", range(9))
+@pytest.mark.parametrize("seed", range(6))
 def test_normalisations_of_planes(seed: int, target: str) -> None:
     rng = np.random.default_rng(seed)
     channels, groups = int(rng.choice([2, 6, 16, 18])), 2
@@ -169,7 +167,7 @@ def test_normalisations_of_planes(seed: int, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("seed", range(9))
+@pytest.mark.parametrize("seed", range(6))
 def test_normalisations_along_axes(seed: int, target: str) -> None:
     rng = np.random.default_rng(seed)
     rank = int(rng.integers(2, 5))

@@ -44,17 +44,16 @@ def _check(
 
 @pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
 @pytest.mark.parametrize("coordinates", COORDINATE_MODES[:-1])
-@pytest.mark.parametrize("target", TARGETS)
-def test_doubling(mode: str, coordinates: str, target: str) -> None:
+def test_doubling(mode: str, coordinates: str) -> None:
     attributes = {"mode": mode, "coordinate_transformation_mode": coordinates}
-    for seed, width in enumerate((1, 2, 8, 17)):
+    for seed, width in enumerate((1, 8, 17)):
         x = random_array(np.random.default_rng(seed), (1, 2, 5, width), np.float32)
         constants = {"scales": np.array([1, 1, 2, 2], np.float32)}
-        _check(x, Node("Resize", SCALES, ("y",), attributes, "up"), constants, target, seed)
+        _check(x, Node("Resize", SCALES, ("y",), attributes, "up"), constants, TARGETS[-1], seed)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("seed", range(36))
+@pytest.mark.parametrize("seed", range(18))
 def test_random_resizes(seed: int, target: str) -> None:
     rng = np.random.default_rng(seed)
     mode = ("nearest", "linear", "cubic")[seed % 3]

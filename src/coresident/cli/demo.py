@@ -28,6 +28,8 @@ _DENSE, _PEER = "coresident-dense", "onnxruntime"
 _ROUNDS, _SECONDS = 3, 0.4
 _MARGIN, _CAPTION = 6, 16
 """Pixels between the pictures of the sheet, and of the line under each."""
+_ASPECT = 1.4
+"""Of the sheet, about: the square root of its width over its height."""
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -57,10 +59,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.output.suffix.lower() != ".png" or not arguments.output.absolute().parent.is_dir():
         raise InputError("--output must be a .png in a folder that exists", file=arguments.output)
     data = importlib.resources.files("coresident") / "demo_data"
-    model = (data / "nuclei.onnx").read_bytes()
-    truth: dict[str, int] = json.loads((data / "truth.json").read_text("utf-8"))
+    known: dict[str, Any] = json.loads((data / "truth.json").read_text("utf-8"))
+    truth = {name: int(count) for name, count in known.items() if name.endswith(".png")}
     engines = ["coresident", _DENSE] + [_PEER] * (importlib.util.find_spec(_PEER) is not None)
-    with report.steps(None, arguments.quiet) as progress:
+    with (
+        report.steps(None, arguments.quiet) as progress,
+        importlib.resources.as_file(data / "nuclei.onnx") as model,
+    ):
         progress.now("compiling")
         with Session(model, threads=arguments.threads) as session:
             threads = session.threads
@@ -101,18 +106,23 @@ def _count(session: Session, data: Traversable, name: str, truth: int) -> _Count
 
 
 def _sheet(counted: Sequence[_Counted]) -> Array:
-    """All pictures beside each other, uint8 [H, W, 3]."""
-    columns = math.ceil(math.sqrt(len(counted)))
-    height = max(one.drawn.shape[0] for one in counted) + _CAPTION + _MARGIN
-    width = max(one.drawn.shape[1] for one in counted) + _MARGIN
-    rows = math.ceil(len(counted) / columns)
-    sheet = Image.new("RGB", (columns * width + _MARGIN, rows * height + _MARGIN), "white")
+    """All pictures on one, in rows from high to low, uint8 [H, W, 3]."""
+    pictures = sorted(counted, key=lambda one: -one.drawn.shape[0])
+    sizes = [(one.drawn.shape[1] + _MARGIN, one.drawn.shape[0] + _CAPTION + _MARGIN) for one in pictures]
+    limit = max(max(width for width, _ in sizes), round(_ASPECT * math.sqrt(sum(w * h for w, h in sizes))))
+    places, left, top, bottom, right = [], 0, 0, 0, 0
+    for width, height in sizes:
+        if left + width > limit:
+            left, top = 0, bottom
+        places.append((left + _MARGIN, top + _MARGIN))
+        left, bottom = left + width, max(bottom, top + height)
+        right = max(right, left)
+    sheet = Image.new("RGB", (right + _MARGIN, bottom + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    for index, one in enumerate(counted):
-        left, top = index % columns * width + _MARGIN, index // columns * height + _MARGIN
-        sheet.paste(Image.fromarray(one.drawn), (left, top))
+    for one, (x, y) in zip(pictures, places):
+        sheet.paste(Image.fromarray(one.drawn), (x, y))
         caption = f"{one.found} found, {one.truth} by hand"
-        draw.text((left, top + one.drawn.shape[0] + 2), caption, fill="black")
+        draw.text((x, y + one.drawn.shape[0] + 2), caption, fill="black")
     return np.asarray(sheet)
 
 

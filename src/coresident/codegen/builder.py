@@ -382,11 +382,14 @@ class Function:
             f"{mask.type} {mask.text})"
         )
 
-    def prefetch(self, pointer: Value, index_bytes: Operand = 0, write: bool = False) -> None:
-        """Ask for a cache line, to be read or to be written."""
+    def prefetch(
+        self, pointer: Value, index_bytes: Operand = 0, write: bool = False, near: bool = True
+    ) -> None:
+        """Ask for a cache line, to be read or to be written; into the nearest cache, or the one behind it."""
         address = self.offset(pointer, index_bytes)
         self.declarations["llvm.prefetch.p0"] = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"
-        self.line(f"call void @llvm.prefetch.p0(ptr {address.text}, i32 {int(write)}, i32 3, i32 1)")
+        locality = 3 if near else 2
+        self.line(f"call void @llvm.prefetch.p0(ptr {address.text}, i32 {int(write)}, i32 {locality}, i32 1)")
 
     def var(self, initial: Operand, kind: Type | None = None) -> Variable:
         """A variable that starts with a value (its type is needed for a plain number)."""

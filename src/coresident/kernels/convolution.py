@@ -9,8 +9,9 @@ import numpy as np
 
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
-from coresident.kernels import dense, depthwise, geometry, sparse
+from coresident.kernels import dense, dense_code, depthwise, geometry, sparse, sparse_code
 from coresident.kernels.epilogue import Epilogue
+from coresident.kernels.frame import Shape
 from coresident.kernels.lowering import Plan, lowers
 
 
@@ -41,9 +42,7 @@ def convolution(node: Node, plan: Plan) -> None:
         return
     full_bias = np.zeros(outputs, np.float32) if bias is None else bias
     epilogue = Epilogue.of(node, plan, 3)
-    shape = dense.Shape(
-        out.shape[0], groups, weights.shape[1], outputs // groups, taps, math.prod(out.shape[2:])
-    )
+    shape = Shape(out.shape[0], groups, weights.shape[1], outputs // groups, taps, math.prod(out.shape[2:]))
     nonzeros = int(np.count_nonzero(weights))
     info: dict[str, Any] = {
         "op": node.op,
@@ -64,11 +63,11 @@ def convolution(node: Node, plan: Plan) -> None:
     if plan.sparse and nonzeros < weights.size:
         as_sparse = sparse.choose(plan, g, shape, split, out, epilogue)
         if as_sparse.cycles < as_dense.cycles:
-            sparse.emit(plan, g, shape, as_sparse, split, full_bias, out, epilogue, info)
+            sparse_code.emit(plan, g, shape, as_sparse, split, full_bias, out, epilogue, info)
             return
         if info["sparsity"] > 0.3:
             info["why"].append(
                 f"dense: skipping {info['sparsity']:.0%} zeros would take "
                 f"{as_sparse.cycles / as_dense.cycles:.2f} times as long"
             )
-    dense.emit(plan, g, shape, as_dense, split, full_bias, out, epilogue, info)
+    dense_code.emit(plan, g, shape, as_dense, split, full_bias, out, epilogue, info)

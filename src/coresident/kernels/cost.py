@@ -66,9 +66,10 @@ def dense_tile(
     issue = (
         (vectors + rows + vectors * rows + 1) / machine.issue * (1.8 if vectors == 1 and rows > 1 else 1.0)
     )
-    latency = 4.0  # a multiply-add's result can be added to only four cycles later
+    # A multiply-add's result can be added to four cycles later; with few sums in flight any delay shows.
+    latency = 4.0 if vectors * rows > 8 * machine.fmas / 2 else 4.8
     far = 0.0 if resident else vectors * vector_bytes / machine.l2_bytes * 1.5
-    return depth * max(fma, load, issue, latency, far) + 15 + rows * vectors * 1.5
+    return depth * max(fma, load, issue, latency, far) + 40 + rows * vectors * 2.5
 
 
 def sparse_rows(

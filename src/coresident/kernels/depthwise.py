@@ -3,16 +3,19 @@ registers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from coresident.codegen.builder import Value, kernel, word
-from coresident.codegen.types import F32, I32, I64
+from coresident.codegen.types import F32
 from coresident.graph.graph import Node
 from coresident.kernels import cost, geometry
-from coresident.kernels.epilogue import Epilogue, Output
+from coresident.kernels import frame as frames
+from coresident.kernels.epilogue import Epilogue
+from coresident.kernels.frame import Frame, Here, Shape
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.tiling import cut
 
@@ -34,7 +37,6 @@ def emit(
     """
     g = geometry.geometry(node, plan)
     lanes = plan.target.lanes(F32)
-    vector = F32.by(lanes)
     extras = [t.layout for t in epilogue.tensors]
     batch, channels = out.shape[:2]
     multiplier = channels // node.get("group", 1)
@@ -50,63 +52,31 @@ def emit(
     vectors = min(range(1, plan.target.registers - 3), key=cycles)
     t = geometry.tiles(g.strides, out.layout, extras, lanes, vectors, flat)
     total = cycles(vectors) * batch * channels
-    work = cut(1, channels, batch, plan.threads, total)
-    masked = flat and any(map(any, out.layout.halo))
+    work = replace(cut(1, channels, batch, plan.threads, total), tiles=t.count)
     f = kernel(plan.target, "conv_depthwise")
-    x, w, b, y, table = (word(f, i) for i in range(5))
-    extra = [word(f, 5 + i) for i in range(epilogue.words)]
-    mask = word(f, 5 + epilogue.words) if masked else None
-    picture, first, last, _, _ = work.part(f)
-    x = f.offset(x, picture * g.batch_stride, F32)
-    y = f.offset(y, picture * out.layout.strides[0], F32)
-    tensors = [f.offset(p, picture * e.layout.strides[0], F32) for p, e in zip(extra, epilogue.tensors)]
-    output = Output(
-        epilogue,
-        (y, *tensors),
-        tuple(extra[len(epilogue.tensors) :]),
-        (out.layout.strides[1], *(e.layout.strides[1] for e in epilogue.tensors)),
-        mask,
-        vector,
-    )
-    columns = t.table.shape[1]
+    shape = Shape(batch, 1, channels // multiplier, channels, taps, math.prod(out.shape[2:]))
+    frame = Frame.open(f, g, shape, t, work, out, epilogue)
+    w = word(f, frame.words)
+    vector = frame.vector
 
-    def run(channel: Value, tile_x: Value, offsets: Sequence[Value], count: int, last_pixels: int) -> None:
-        start = f.splat(f.load(F32, b, channel), vector)
-        sums = [start] * count
-        for k, tap in enumerate(g.taps):
-            weight = f.splat(f.load(F32, w, channel * taps + k), vector)
-            sums = [f.fma(f.load(vector, tile_x, tap + v * lanes), weight, s) for v, s in enumerate(sums)]
-        output.store(f, channel, sums, offsets, last_pixels)
-
-    with f.loop(first, last) as channel:
+    with f.loop(frame.part.first_row, frame.part.end_row) as channel:
         source = channel / multiplier if multiplier > 1 else channel
-        plane = f.offset(x, source * g.channel_stride, F32)
-        with f.loop(0, t.count) as tile:
-            offsets = [f.convert(f.load(I32, table, tile * columns + c), I64) for c in range(columns)]
-            tile_x = f.offset(plane, offsets[0], F32)
-            cases: list[Callable[[], None]] = []
-            if t.full:
-                cases.append(lambda: run(channel, tile_x, offsets[1:], t.vectors, t.full_last))
-            if t.count > t.full:
-                cases.append(lambda: run(channel, tile_x, offsets[1:], t.rest_vectors, t.rest_last))
-            if len(cases) == 1:
-                cases[0]()
-            else:
-                with f.either(tile < t.full) as otherwise:
-                    cases[0]()
-                    with otherwise():
-                        cases[1]()
+        plane = source * g.channel_stride
+
+        def tile(here: Here, channel: Value = channel, plane: Value = plane) -> None:
+            sums = frame.biases(channel, here.vectors)
+            x = f.offset(here.x, plane, F32)
+            for k, tap in enumerate(g.taps):
+                weight = f.splat(f.load(F32, w, channel * taps + k), vector)
+                sums = [f.fma(f.load(vector, x, tap + v * lanes), weight, s) for v, s in enumerate(sums)]
+            frame.output.store(f, channel, sums, here.offsets, here.last)
+
+        frame.each_tile(tile)
 
     operands = [
-        g.source.address,
+        *frames.operands(plan, g, t, out, epilogue, plan.constant(bias.astype(np.float32))),
         plan.constant(weights.reshape(-1).astype(np.float32)),
-        plan.constant(bias.astype(np.float32)),
-        out.address,
-        plan.constant(t.table),
-        *epilogue.operands(plan),
     ]
-    if masked:
-        operands.append(plan.constant(geometry.border_mask(g.strides, out.shape[2:], t.vector_steps * lanes)))
     shown = f"{t.vectors} vectors{', flat' if t.flat else ''}"
-    info = {**info, "kernel": "depthwise", "tile": shown, "estimated_cycles": total}
-    plan.step(f, operands, work.tasks, reads=[g.source, *epilogue.tensors], writes=[out], info=info)
+    details = {**info, "kernel": "depthwise", "tile": shown, "estimated_cycles": total}
+    plan.step(f, operands, work.tasks, reads=[g.source, *epilogue.tensors], writes=[out], info=details)

@@ -141,13 +141,15 @@ class Lines:
         f: Function,
         tasks: int,
         pointers: Sequence[Value],
-        body: Callable[[Sequence[Line], Value], None],
+        body: Callable[[Sequence[Line]], None],
+        single: Callable[[Line], None],
         kinds: Sequence[Type],
     ) -> None:
         """As `emit` for vectors along lines, but as many neighbouring lines at a time as a vector has lanes.
 
         Args:
-            body: emits the work on the lines, given also where the first one starts in the second tensor.
+            body: emits the work on that many lines.
+            single: emits the work on one: those left over.
         """
         lanes, inner = self.kind.lanes, self.kept[-1]
         outer = self.kept[:-1]
@@ -162,23 +164,18 @@ class Lines:
                 for p, o, s, k in zip(pointers, offsets, inner.strides, kinds)
             ]
 
-            def lines(count: int) -> None:
-                members = []
-                for i in range(count):
-                    moved = (f.offset(p, i * s, k) for p, s, k in zip(starts, inner.strides, kinds))
-                    members.append(Line(f, self, tuple(moved), lanes))
-                body(members, starts[1])
+            def line(i: Value | int) -> Line:
+                moved = (f.offset(p, i * s, k) for p, s, k in zip(starts, inner.strides, kinds))
+                return Line(f, self, tuple(moved), lanes)
 
             rest = inner.size % lanes
             if not rest:
-                lines(lanes)
-            elif groups == 1:
-                lines(rest)
-            else:
-                with f.either(group < groups - 1) as other:
-                    lines(lanes)
-                    with other():
-                        lines(rest)
+                body([line(i) for i in range(lanes)])
+                return
+            with f.either(group < groups - 1) as other:
+                body([line(i) for i in range(lanes)])
+                with other(), f.loop(0, rest) as i:
+                    single(line(i))
 
 
 def _merged(extents: Sequence[Extent]) -> list[Extent]:

@@ -209,9 +209,11 @@ def estimate_planar(target: Target, p: Product) -> float:
     nonzeros = int(np.count_nonzero(_weights(p)))
     vectors = _row_vectors(target, p)
     blocks = -(-p.m // (vectors * lanes))
-    # A vector of rows is loaded from L1 where the block fits it, else from L2.
-    load = 0.75 if p.k * vectors * lanes * 4 <= target.l1_bytes else 1.0
-    sums = max(nonzeros * (1 + vectors * load), traffic(target, nonzeros * 8)) + p.n * 8
+    # A vector of rows is loaded from L1 where the block fits it, else from L2; measured on Zen 3.
+    near = p.k * vectors * lanes * 4 <= target.l1_bytes
+    each = 1 + vectors * 0.75 if near else 1.5 + vectors * 1.1
+    far = traffic(target, nonzeros * 8) if nonzeros * 8 > target.l2_bytes else 0.0
+    sums = nonzeros * each + far + p.n * 8
     return p.matrices * blocks * (sums + vectors * (p.n * 6 + p.k * lanes * 0.5))
 
 

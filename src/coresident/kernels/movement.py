@@ -224,11 +224,10 @@ def pad(node: Node, plan: Plan) -> None:
         kept = range(max(-before, 0), x.shape[axis] - max(-after, 0))
         x = replace(x, layout=views.sliced(x.layout, axis, kept))
     grown = [(max(before, 0), max(after, 0)) for before, after in widths]
-    mode = node.get("mode", "constant")
-    if mode == "constant":
+    if node.get("mode", "constant") == "constant":
         _pad_constant(node, plan, x, y, grown)
     else:
-        _copies(plan, _mirrored(x, y, grown, mode), node)
+        _pad_mirrored(node, plan, x, y, grown)
 
 
 def _pad_constant(node: Node, plan: Plan, x: Tensor, y: Tensor, grown: Sequence[tuple[int, int]]) -> None:
@@ -256,21 +255,26 @@ def _pad_constant(node: Node, plan: Plan, x: Tensor, y: Tensor, grown: Sequence[
     _copies(plan, copies, node)
 
 
-def _mirrored(x: Tensor, y: Tensor, grown: Sequence[tuple[int, int]], mode: str) -> list[Copy]:
-    """The copies that fill y where each border repeats elements of x, as numpy.pad does in this mode."""
-    axes = []
-    for size, width in zip(x.shape, grown):
-        source = np.pad(np.arange(size), width, mode=mode)  # type: ignore[call-overload]
-        axes.append(_progressions(source.tolist()))
-    copies = []
-    for parts in itertools.product(*axes):
-        source, place = x.layout, y.layout
-        for axis, (start, first, step, count) in enumerate(parts):
-            strides = tuple(s * step if d == axis else s for d, s in enumerate(source.strides))
-            source = replace(source.narrow(axis, first, count), strides=strides, slack=0)
-            place = place.narrow(axis, start, count)
-        copies.append((replace(x, layout=source), replace(y, layout=place)))
-    return copies
+def _pad_mirrored(node: Node, plan: Plan, x: Tensor, y: Tensor, grown: Sequence[tuple[int, int]]) -> None:
+    """Borders that repeat elements of x: one dimension after another, out of what y holds by then."""
+    filled = y.layout
+    for axis, ((before, _), size) in enumerate(zip(grown, x.shape)):
+        filled = filled.narrow(axis, before, size)
+    copy(plan, x, replace(y, layout=filled), _info(node))
+    for axis, ((before, after), size) in enumerate(zip(grown, x.shape)):
+        shape = (*filled.shape[:axis], y.shape[axis], *filled.shape[axis + 1 :])
+        shift = filled.origin - before * filled.strides[axis]
+        whole = replace(filled, shape=shape, origin=shift)
+        source = np.pad(np.arange(size), (before, after), mode=node.get("mode"))
+        copies = []
+        for start, stop in ((0, before), (before + size, before + size + after)):
+            for place, first, step, count in _progressions(source[start:stop].tolist()):
+                to = whole.narrow(axis, start + place, count)
+                strides = tuple(s * step if d == axis else s for d, s in enumerate(filled.strides))
+                there = replace(filled.narrow(axis, first, count), strides=strides)
+                copies.append((replace(y, layout=there), replace(y, layout=to)))
+        _copies(plan, copies, node)
+        filled = whole
 
 
 def _progressions(indices: Sequence[int]) -> list[tuple[int, int, int, int]]:

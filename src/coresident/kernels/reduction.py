@@ -215,23 +215,19 @@ def reduce(
         else:
             f.store(finish(fold(f, total, combine)), line.starts[1])
 
-    def several(members: Sequence[Line], start: Value) -> None:
-        totals = [line.partial(prepare, combine, neutral) for line in members]
-        missing = lines.kind.lanes - len(totals)
-        totals += [f.constant(0, lines.kind)] * missing
-        total = fold_many(f, totals, combine)
-        store_first(f, finish(total), start, 0, len(members), lines.kept[-1].strides[1])
+    def several(members: Sequence[Line]) -> None:
+        total = fold_many(f, [line.partial(prepare, combine, neutral) for line in members], combine)
+        store_first(f, finish(total), members[0].starts[1], 0, len(members), lines.kept[-1].strides[1])
 
     short = lines.along[-1].size <= 32 * lines.kind.lanes and len(lines.along) <= 3
-    grouped = (
-        not lines.across and lines.kind.lanes > 1 and short and bool(lines.kept) and lines.kept[-1].size > 1
-    )
+    many = bool(lines.kept) and lines.kept[-1].size >= lines.kind.lanes > 1
+    grouped = not lines.across and short and many
     items = lines.items
     if grouped:
         items = lines.items // lines.kept[-1].size * -(-lines.kept[-1].size // lines.kind.lanes)
     tasks = pieces(plan.threads, items, lines.steps * 1.5 + 10 * items) if y.layout.elements else 0
     if tasks and grouped:
-        lines.emit_groups(f, tasks, pointers, several, kinds)
+        lines.emit_groups(f, tasks, pointers, several, one, kinds)
     elif tasks:
         lines.emit(f, tasks, pointers, one, kinds)
     how = "across lines" if lines.across else "groups of lines" if grouped else "along lines"

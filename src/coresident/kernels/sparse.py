@@ -15,28 +15,25 @@ convolutions", 2017, for kernels larger than one pixel). What binds is loading a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from coresident.codegen.builder import Function, Value, kernel, word
-from coresident.codegen.types import F32, I32, I64
+from coresident.codegen.types import F32
 from coresident.kernels import cost
-from coresident.kernels.dense import Shape
-from coresident.kernels.epilogue import Epilogue, Output
+from coresident.kernels.epilogue import Epilogue
+from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import (
     Geometry,
     Tiles,
     block_sizes,
-    border_mask,
     can_run_flat,
     footprint,
     tiles,
 )
 from coresident.kernels.lowering import Plan, Tensor
-from coresident.kernels.tiling import Cut, cut
+from coresident.kernels.tiling import Cut
 
 UNROLL = 8
 """Nonzeros in one round of the inner loop; what is left of a row, up to one less, is jumped into."""
@@ -57,6 +54,10 @@ class Choice:
     shared: int
     block: int
     cycles: float
+
+    def __str__(self) -> str:
+        flat = ", flat" if self.tiles.flat else ""
+        return f"{self.tiles.vectors} vectors x {self.shared} channels, blocks of {self.block}{flat}"
 
 
 def union_counts(nonzero: np.ndarray[Any, Any], shared: int, block: int, taps: int) -> np.ndarray[Any, Any]:
@@ -146,8 +147,8 @@ class Packed:
         stream: int32 words, for each nonzero its offset in bytes, then `shared` float32 weights.
         rows: [.., 2] int32: the first output channel of a row and its number of nonzeros, in order of that
             number
-            within each (chunk of rows, block).
-        starts: [groups, chunks, blocks] int64: where each begins in `stream`, in words.
+            within each (part of the rows, block).
+        starts: [groups, parts of the rows, blocks] int64: where each begins in `stream`, in words.
     """
 
     stream: np.ndarray[Any, Any]
@@ -168,8 +169,8 @@ def pack(weights: np.ndarray[Any, Any], g: Geometry, choice: Choice, work: Cut) 
     at = 0
     for group in weights:
         by_row = group.reshape(-1, shared, inputs, taps)
-        for first in range(0, len(by_row), work.row_chunk):
-            chunk = by_row[first : first + work.row_chunk]
+        for first, end in map(work.row_range, range(work.row_parts)):
+            chunk = by_row[first:end]
             for c in range(0, inputs, block):
                 part = chunk[:, :, c : c + block]
                 used = (part != 0).any(axis=1)
@@ -186,175 +187,3 @@ def pack(weights: np.ndarray[Any, Any], g: Geometry, choice: Choice, work: Cut) 
     blocks = -(-inputs // block)
     stream = np.concatenate([*streams, np.zeros(UNROLL * (1 + shared), np.int32)])
     return Packed(stream, np.concatenate(rows), np.array(starts, np.int64).reshape(groups, -1, blocks))
-
-
-def emit(
-    plan: Plan,
-    g: Geometry,
-    shape: Shape,
-    choice: Choice,
-    weights: np.ndarray[Any, Any],
-    bias: np.ndarray[Any, Any],
-    out: Tensor,
-    epilogue: Epilogue,
-    info: dict[str, Any],
-    barrier: bool = True,
-) -> None:
-    """Add the convolution's step.
-
-    Args:
-        weights: [groups, outputs, inputs, taps] float32.
-        bias: [groups * outputs] float32.
-        barrier: False if the next step does not depend on it.
-    """
-    f = kernel(plan.target, "conv_sparse")
-    lanes = plan.target.lanes(F32)
-    vector = F32.by(lanes)
-    t, shared = choice.tiles, choice.shared
-    row_count = shape.outputs // shared
-    work = cut(t.count, row_count, shape.batch * shape.groups, plan.threads, choice.cycles)
-    packed = pack(weights, g, choice, work)
-    blocks = packed.starts.shape[2]
-    masked = t.flat and any(map(any, out.layout.halo))
-    x, stream, rows, starts, b, y, table = (word(f, i) for i in range(7))
-    extra = [word(f, 7 + i) for i in range(epilogue.words)]
-    mask = word(f, 7 + epilogue.words) if masked else None
-    part, first_row, last_row, first_tile, last_tile = work.part(f)
-    picture, group = part / shape.groups, part % shape.groups
-    chunk = first_row / work.row_chunk
-    channel_base = group * shape.outputs
-    x = f.offset(x, picture * g.batch_stride + group * (shape.inputs * g.channel_stride), F32)
-    y = f.offset(y, picture * out.layout.strides[0], F32)
-    tensors = [f.offset(p, picture * e.layout.strides[0], F32) for p, e in zip(extra, epilogue.tensors)]
-    output = Output(
-        epilogue,
-        (y, *tensors),
-        tuple(extra[len(epilogue.tensors) :]),
-        (out.layout.strides[1], *(e.layout.strides[1] for e in epilogue.tensors)),
-        mask,
-        vector,
-    )
-    if blocks > 1:
-        plan.scratch(work.row_chunk * shared * t.vectors * vector.bytes)
-    # The rows of a (group, chunk) stand block after block.
-    row_table = f.offset(rows, (group * row_count + first_row) * (2 * blocks), I32)
-    here = last_row - first_row
-    columns = t.table.shape[1]
-
-    def tile_rows(tile_x: Value, offsets: Sequence[Value], vectors: int, last: int) -> None:
-        with f.loop(0, blocks) as block:
-            begin = f.load(I64, starts, (group * packed.starts.shape[1] + chunk) * blocks + block)
-            position = f.var(f.offset(stream, begin, I32))
-            with f.loop(0, here) as r:
-                described = f.offset(row_table, (block * here + r) * 2, I32)
-                channel = f.convert(f.load(I32, described), I64)
-                count = f.convert(f.load(I32, described, 1), I64)
-                partial = f.offset(f["scratch"], (channel - first_row * shared) * (vectors * lanes), F32)
-                totals = [
-                    [
-                        f.var(f.splat(f.load(F32, b, channel_base + channel + s), vector))
-                        for _ in range(vectors)
-                    ]
-                    for s in range(shared)
-                ]
-                if blocks == 1:
-                    for s in range(shared):
-                        output.prefetch(f, channel_base + channel + s, vectors, offsets)
-                else:
-                    with f.when(block > 0):
-                        for s in range(shared):
-                            for v in range(vectors):
-                                totals[s][v].set(f.load(vector, partial, (s * vectors + v) * lanes))
-                _nonzeros(f, tile_x, position, count, totals, vector)
-
-                def finish(totals: Sequence[Sequence[Any]] = totals, channel: Value = channel) -> None:
-                    for s in range(shared):
-                        values = [total.get() for total in totals[s]]
-                        output.store(f, channel_base + channel + s, values, offsets, last)
-
-                def keep(totals: Sequence[Sequence[Any]] = totals, partial: Value = partial) -> None:
-                    for s in range(shared):
-                        for v in range(vectors):
-                            f.store(totals[s][v].get(), partial, (s * vectors + v) * lanes)
-
-                if blocks == 1:
-                    finish()
-                else:
-                    with f.either(block.equals(blocks - 1)) as otherwise:
-                        finish()
-                        with otherwise():
-                            keep()
-
-    with f.loop(first_tile, last_tile) as tile:
-        offsets = [f.convert(f.load(I32, table, tile * columns + c), I64) for c in range(columns)]
-        tile_x = f.offset(x, offsets[0], F32)
-        cases: list[Callable[[], None]] = []
-        if t.full:
-            cases.append(lambda: tile_rows(tile_x, offsets[1:], t.vectors, t.full_last))
-        if t.count > t.full:
-            cases.append(lambda: tile_rows(tile_x, offsets[1:], t.rest_vectors, t.rest_last))
-        if len(cases) == 1:
-            cases[0]()
-        else:
-            with f.either(tile < t.full) as otherwise:
-                cases[0]()
-                with otherwise():
-                    cases[1]()
-
-    operands = [
-        g.source.address,
-        plan.constant(packed.stream),
-        plan.constant(packed.rows),
-        plan.constant(packed.starts),
-        plan.constant(bias.astype(np.float32)),
-        out.address,
-        plan.constant(t.table),
-        *epilogue.operands(plan),
-    ]
-    if masked:
-        operands.append(plan.constant(border_mask(g.strides, out.shape[2:], t.vector_steps * lanes)))
-    info = {
-        **info,
-        "kernel": "sparse",
-        "pattern": "unstructured" if shared == 1 else f"shared by {shared} output channels",
-        "shared": shared,
-        "tile": _shown(choice),
-        "estimated_cycles": choice.cycles,
-    }
-    plan.step(
-        f, operands, work.tasks, reads=[g.source, *epilogue.tensors], writes=[out], barrier=barrier, info=info
-    )
-
-
-def _shown(choice: Choice) -> str:
-    """The tile, for people."""
-    flat = ", flat" if choice.tiles.flat else ""
-    return f"{choice.tiles.vectors} vectors x {choice.shared} channels, blocks of {choice.block}{flat}"
-
-
-def _nonzeros(
-    f: Function, x: Value, position: Any, count: Value, totals: Sequence[Sequence[Any]], vector: Any
-) -> None:
-    """Add `count` nonzeros from the stream to the totals, and move the position past them."""
-    shared, size = len(totals), 4 * (1 + len(totals))
-
-    def one(at: Value, index: int) -> None:
-        offset = f.convert(f.load(I32, at, index * (1 + shared)), I64)
-        pixel = f.offset(x, offset)
-        weights = [f.splat(f.load(F32, at, index * (1 + shared) + 1 + s), vector) for s in range(shared)]
-        for v in range(len(totals[0])):
-            loaded = f.load(vector, pixel, v * vector.lanes)
-            for s in range(shared):
-                totals[s][v].set(f.fma(loaded, weights[s], totals[s][v].get()))
-
-    with f.loop(0, count >> 3):
-        at = position.get()
-        for index in range(UNROLL):
-            one(at, index)
-        position.set(f.offset(at, UNROLL * size))
-    left = count & (UNROLL - 1)
-    # Step i of the unrolled sequence reads the nonzero that lies UNROLL - 1 - i before the end of the row.
-    end = f.offset(position.get(), left * size)
-    for step in f.switch_down(left, UNROLL - 1):
-        one(end, step - (UNROLL - 1))
-    position.set(end)

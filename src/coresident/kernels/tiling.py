@@ -9,44 +9,65 @@ from coresident.codegen.builder import Function, Value
 
 @dataclass(frozen=True)
 class Cut:
-    """Tasks = pictures x row chunks x tile chunks, tiles fastest.
+    """Tasks = pictures x parts of the rows x parts of the tiles, tiles fastest; parts differ by one at most.
 
     Args:
         tiles: runs of pixels in all.
-        tile_chunk: runs in a task.
+        tile_parts: parts they are cut into.
         rows: output rows (or groups of rows) in all.
-        row_chunk: rows in a task.
+        row_parts: parts they are cut into.
+        row_unit: a part is a multiple of it, the last one excepted.
         batch: pictures (times groups of the convolution).
     """
 
     tiles: int
-    tile_chunk: int
+    tile_parts: int
     rows: int
-    row_chunk: int
+    row_parts: int
+    row_unit: int
     batch: int
 
     @property
-    def tile_chunks(self) -> int:
-        return -(-self.tiles // self.tile_chunk)
-
-    @property
-    def row_chunks(self) -> int:
-        return -(-self.rows // self.row_chunk)
-
-    @property
     def tasks(self) -> int:
-        return self.batch * self.row_chunks * self.tile_chunks
+        return self.batch * self.row_parts * self.tile_parts
 
-    def part(self, f: Function) -> tuple[Value, Value, Value, Value, Value]:
-        """(picture, first row, last row, first tile, last tile) of the task; the last ones are exclusive."""
+    def row_range(self, part: int) -> tuple[int, int]:
+        """First row and end of a part of the rows."""
+        units = -(-self.rows // self.row_unit)
+        first, end = (p * units // self.row_parts * self.row_unit for p in (part, part + 1))
+        return first, min(end, self.rows)
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of the largest part."""
+        return max(end - first for first, end in map(self.row_range, range(self.row_parts)))
+
+    def part(self, f: Function) -> Part:
+        """What the task is to do."""
         task = f["task"]
-        tile = (task % self.tile_chunks) * self.tile_chunk
-        rest = task / self.tile_chunks
-        row = (rest % self.row_chunks) * self.row_chunk
-        picture = rest / self.row_chunks
-        last_row = f.minimum(row + self.row_chunk, self.rows)
-        last_tile = f.minimum(tile + self.tile_chunk, self.tiles)
-        return picture, row, last_row, tile, last_tile
+        tile_part, rest = task % self.tile_parts, task / self.tile_parts
+        row_part, picture = rest % self.row_parts, rest / self.row_parts
+        units = -(-self.rows // self.row_unit)
+        first_tile, end_tile = (p * self.tiles / self.tile_parts for p in (tile_part, tile_part + 1))
+        first_row, end_row = (p * units / self.row_parts * self.row_unit for p in (row_part, row_part + 1))
+        return Part(picture, row_part, first_row, f.minimum(end_row, self.rows), first_tile, end_tile)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One task's part of the work, as I64 values; ends are exclusive.
+
+    Args:
+        picture: picture times groups, plus group.
+        row_part: index of the part of the rows.
+    """
+
+    picture: Value
+    row_part: Value
+    first_row: Value
+    end_row: Value
+    first_tile: Value
+    end_tile: Value
 
 
 def cut(tiles: int, rows: int, batch: int, threads: int, cycles: float, row_unit: int = 1) -> Cut:
@@ -58,14 +79,14 @@ def cut(tiles: int, rows: int, batch: int, threads: int, cycles: float, row_unit
         cycles: of all the work on one core, as estimated.
         row_unit: rows are split at multiples of it.
     """
-    wanted = min(threads * 6, max(1, int(cycles // 15000))) if threads > 1 else 1
+    if threads == 1:
+        return Cut(tiles, 1, rows, 1, row_unit, batch)
+    wanted = min(threads * 6, int(cycles // 15000))
     wanted = max(wanted, threads if cycles > 6000 else 1)
     tile_parts = min(tiles, max(1, -(-wanted // batch)))
     row_units = -(-rows // row_unit)
     row_parts = min(row_units, max(1, -(-wanted // (batch * tile_parts))))
-    if threads > 1 and batch * tile_parts * row_parts % threads and tile_parts * row_parts < 4 * threads:
+    if batch * tile_parts * row_parts % threads and tile_parts * row_parts < 4 * threads:
         # Few large tasks: make their number one that the threads share evenly.
         row_parts = min(row_units, row_parts * threads)
-    tile_chunk = -(-tiles // tile_parts)
-    row_chunk = -(-row_units // row_parts) * row_unit
-    return Cut(tiles, tile_chunk, rows, row_chunk, batch)
+    return Cut(tiles, tile_parts, rows, row_parts, row_unit, batch)

@@ -20,9 +20,10 @@ from coresident.codegen.types import F32, I64
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
 from coresident.graph.operators.windows import TransposedWindow
-from coresident.kernels import dense, sparse
+from coresident.kernels import dense, dense_code, sparse, sparse_code
 from coresident.kernels.convolution import constant_weights
 from coresident.kernels.epilogue import Epilogue
+from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import Geometry
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Plan, Tensor, lowers
@@ -123,7 +124,7 @@ def _phase(
 ) -> None:
     """One phase as a convolution: weights [groups, outputs, inputs, taps]."""
     groups, outputs, inputs, taps = weights.shape
-    shape = dense.Shape(out.shape[0], groups, inputs, outputs, taps, math.prod(out.shape[2:]))
+    shape = Shape(out.shape[0], groups, inputs, outputs, taps, math.prod(out.shape[2:]))
     nonzeros = int(np.count_nonzero(weights))
     info: dict[str, Any] = {
         "op": node.op,
@@ -139,9 +140,9 @@ def _phase(
     if plan.sparse and nonzeros < weights.size:
         as_sparse = sparse.choose(plan, g, shape, weights, out, epilogue)
         if as_sparse.cycles < as_dense.cycles:
-            sparse.emit(plan, g, shape, as_sparse, weights, bias, out, epilogue, info, barrier=last)
+            sparse_code.emit(plan, g, shape, as_sparse, weights, bias, out, epilogue, info, barrier=last)
             return
-    dense.emit(plan, g, shape, as_dense, weights, bias, out, epilogue, info, barrier=last)
+    dense_code.emit(plan, g, shape, as_dense, weights, bias, out, epilogue, info, barrier=last)
 
 
 def _interleave(

@@ -6,15 +6,15 @@ import io
 import os
 import warnings
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from coresident.errors import ImageError
+from coresident.errors import Error, ImageError
 from coresident.runtime.files import write_atomically
 
 Array = np.ndarray[Any, Any]
@@ -30,18 +30,6 @@ MOST_BYTES = 1 << 34
 
 _KEPT = {"L": np.uint8, "RGB": np.uint8, "F": np.float32}
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
-_BROKEN = (
-    OSError,
-    ValueError,
-    TypeError,
-    SyntaxError,
-    EOFError,
-    KeyError,
-    IndexError,
-    ArithmeticError,
-    NotImplementedError,
-)
-"""What Pillow's decoders raise on damaged files, by experience of fuzzing them."""
 
 
 def read_picture(path: str | os.PathLike[str]) -> Array:
@@ -55,21 +43,36 @@ def read_picture(path: str | os.PathLike[str]) -> Array:
         ImageError: it is missing, damaged, larger than `MOST_PIXELS`, a stack of several, or of integers
             beyond 16 bits.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with _decoding("picture", path):
+        try:
             with Image.open(path) as picture:
                 return _decoded(picture, path)
+        except Image.DecompressionBombError:
+            raise ImageError(f"the picture has more than {MOST_PIXELS} pixels", file=path) from None
+        except UnidentifiedImageError:
+            raise ImageError(f"not a picture; {', '.join(PICTURES)} can be read", file=path) from None
+
+
+@contextmanager
+def _decoding(what: str, path: object) -> Iterator[None]:
+    """Tell whatever a decoder makes of a damaged file as an ImageError.
+
+    Decoders raise all kinds of exceptions then (tokenizer errors of numpy's header parser among them), and
+    warn.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Error:
+        raise
     except FileNotFoundError:
         raise ImageError("there is no such file", file=path) from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"the picture has more than {MOST_PIXELS} pixels", file=path) from None
-    except UnidentifiedImageError:
-        raise ImageError(f"not a picture; {', '.join(PICTURES)} can be read", file=path) from None
     except MemoryError:
-        raise ImageError("there is no memory for the picture", file=path) from None
-    except (*_BROKEN, zlib.error) as error:
-        raise ImageError(f"the picture can't be read: {_line(error)}", file=path) from error
+        raise ImageError(f"there is no memory for the {what}", file=path) from None
+    except Exception as error:
+        line = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"the {what} can't be read: {line}", file=path) from error
 
 
 def _decoded(picture: Image.Image, path: object) -> Array:
@@ -117,17 +120,11 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, Array]:
     Raises:
         ImageError: it is missing, damaged, larger than `MOST_BYTES`, or holds Python objects.
     """
-    try:
-        if Path(path).suffix == ".npz":
+    with _decoding("array file", path):
+        if Path(path).suffix.lower() == ".npz":
             return _read_archive(path)
         with open(path, "rb") as stream:
             return {"": _read_array(stream, os.fstat(stream.fileno()).st_size, path)}
-    except FileNotFoundError:
-        raise ImageError("there is no such file", file=path) from None
-    except MemoryError:
-        raise ImageError("there is no memory for the arrays", file=path) from None
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ImageError(f"the arrays can't be read: {_line(error)}", file=path) from error
 
 
 def _read_archive(path: str | os.PathLike[str]) -> dict[str, Array]:
@@ -173,7 +170,7 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Array]) -> N
         ImageError: several arrays for an .npy, or another extension.
         ResourceError: the disk does not take them.
     """
-    suffix = Path(path).suffix
+    suffix = Path(path).suffix.lower()
     if suffix not in ARRAYS:
         raise ImageError(f"arrays are written as {' or '.join(ARRAYS)}", file=path)
     if suffix == ".npy" and len(arrays) != 1:
@@ -188,7 +185,3 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Array]) -> N
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
     write_atomically(Path(path), [stream.getbuffer()])
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

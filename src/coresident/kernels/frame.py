@@ -1,0 +1,241 @@
+"""What all direct convolutions share around their inner loops: finding the task's part, its tiles, its
+output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from coresident.codegen.builder import Function, Value, word
+from coresident.codegen.types import F32, I32, I64, Type
+from coresident.kernels.epilogue import Epilogue, Output
+from coresident.kernels.geometry import Geometry, Tiles, border_mask
+from coresident.kernels.lowering import Operand, Plan, Tensor
+from coresident.kernels.tiling import Cut, Part
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a convolution multiplies.
+
+    Args:
+        batch: pictures.
+        groups: of channels.
+        inputs, outputs: channels of one group.
+        taps: kernel positions.
+        pixels: of one output plane.
+    """
+
+    batch: int
+    groups: int
+    inputs: int
+    outputs: int
+    taps: int
+    pixels: int
+
+    @property
+    def macs(self) -> int:
+        return self.batch * self.groups * self.inputs * self.outputs * self.taps * self.pixels
+
+
+@dataclass(frozen=True)
+class Here:
+    """One tile while its code is emitted.
+
+    Args:
+        x: address that the taps are relative to.
+        ahead: the same of the next tile, to prefetch from.
+        offsets: elements from pixel 0 to the tile's first, in y and in each tensor of the epilogue.
+        vectors: of the tile.
+        last: pixels of its last vector to be written.
+    """
+
+    x: Value
+    ahead: Value
+    offsets: Sequence[Value]
+    vectors: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The arguments of a convolution kernel, read, and the part of the work that its task is.
+
+    Words of the kernel: input, output, bias, tile table, the epilogue's, the border mask if there is one; the
+    kernel's own follow from `words` on.
+
+    Args:
+        function: under construction.
+        vector: type of a register.
+        tiles, work: how the pixels are cut into tiles, and tiles and channels into tasks.
+        x: of the picture and the group.
+        bias: of the group.
+        table: address of the tile table.
+        output: stores results; its channels count from the picture's first.
+        group: of the convolution, I64.
+        channel_base: first output channel of the group.
+        part: of the work that is the task's.
+        words: how many words are taken.
+    """
+
+    function: Function
+    vector: Type
+    tiles: Tiles
+    work: Cut
+    x: Value
+    bias: Value
+    table: Value
+    output: Output
+    group: Value
+    channel_base: Value
+    part: Part
+    words: int
+
+    @staticmethod
+    def open(
+        f: Function, g: Geometry, shape: Shape, tiles: Tiles, work: Cut, out: Tensor, epilogue: Epilogue
+    ) -> Frame:
+        """Begin a kernel."""
+        vector = F32.by(f.target.lanes(F32))
+        x, y, bias, table = (word(f, i) for i in range(4))
+        extra = [word(f, 4 + i) for i in range(epilogue.words)]
+        masked = _masked(tiles, out)
+        mask = word(f, 4 + epilogue.words) if masked else None
+        part = work.part(f)
+        picture, group = part.picture / shape.groups, part.picture % shape.groups
+        channel_base = group * shape.outputs
+        shares = epilogue.tensors
+        output = Output(
+            epilogue,
+            tuple(
+                f.offset(pointer, picture * t.layout.strides[0], F32)
+                for pointer, t in zip((y, *extra), (out, *shares))
+            ),
+            tuple(extra[len(shares) :]),
+            (out.layout.strides[1], *(t.layout.strides[1] for t in shares)),
+            mask,
+            vector,
+        )
+        return Frame(
+            function=f,
+            vector=vector,
+            tiles=tiles,
+            work=work,
+            x=f.offset(x, picture * g.batch_stride + group * (shape.inputs * g.channel_stride), F32),
+            bias=bias,
+            table=table,
+            output=output,
+            group=group,
+            channel_base=channel_base,
+            part=part,
+            words=4 + epilogue.words + masked,
+        )
+
+    def each_tile(self, body: Callable[[Here], None]) -> None:
+        """Emit the loop over the task's tiles; the body is emitted for full tiles and for those of the
+        rest."""
+        f, t = self.function, self.tiles
+        columns = t.table.shape[1]
+
+        def at(tile: Value, column: int) -> Value:
+            return f.convert(f.load(I32, self.table, tile * columns + column), I64)
+
+        with f.loop(self.part.first_tile, self.part.end_tile) as tile:
+            offsets = [at(tile, c) for c in range(columns)]
+            x = f.offset(self.x, offsets[0], F32)
+            ahead = f.offset(self.x, at(f.minimum(tile + 1, t.count - 1), 0), F32)
+            full = Here(x, ahead, offsets[1:], t.vectors, t.full_last)
+            rest = Here(x, ahead, offsets[1:], t.rest_vectors, t.rest_last)
+            if t.full == t.count:
+                body(full)
+            elif t.full == 0:
+                body(rest)
+            else:
+                with f.either(tile < t.full) as otherwise:
+                    body(full)
+                    with otherwise():
+                        body(rest)
+
+    def biases(self, channel: Value, vectors: int) -> list[Value]:
+        """What the sums of an output channel start with."""
+        start = self.function.splat(self.function.load(F32, self.bias, channel), self.vector)
+        return [start] * vectors
+
+
+def _masked(tiles: Tiles, out: Tensor) -> bool:
+    return tiles.flat and any(map(any, out.layout.halo))
+
+
+def operands(
+    plan: Plan, g: Geometry, tiles: Tiles, out: Tensor, epilogue: Epilogue, bias: Operand
+) -> list[Operand]:
+    """The words that `Frame.open` reads."""
+    words: list[Operand] = [
+        g.source.address,
+        out.address,
+        bias,
+        plan.constant(tiles.table),
+        *epilogue.operands(plan),
+    ]
+    if _masked(tiles, out):
+        pixels = tiles.vector_steps * plan.target.lanes(F32)
+        words.append(plan.constant(border_mask(g.strides, out.shape[2:], pixels)))
+    return words
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The sums of some output channels over one tile: they start, wait between blocks of input channels,
+    are stored.
+
+    Args:
+        frame: of the kernel.
+        here: the tile.
+        channels: output channels, counted over all groups, I64.
+        block: index of the block of input channels, I64.
+        blocks: how many there are.
+        waiting: where the sums wait between blocks, channel after channel.
+    """
+
+    frame: Frame
+    here: Here
+    channels: Sequence[Value]
+    block: Value
+    blocks: int
+    waiting: Value
+
+    def start(self) -> list[list[Value]]:
+        """The bias, or what the blocks before have added; and ask for the lines that will be written."""
+        f, frame = self.frame.function, self.frame
+        totals = [frame.biases(channel, self.here.vectors) for channel in self.channels]
+        if self.blocks == 1:
+            self._prefetch()
+            return totals
+        variables = [[f.var(value) for value in row] for row in totals]
+        with f.when(self.block > 0):
+            for i, variable in enumerate(v for row in variables for v in row):
+                variable.set(f.load(frame.vector, self.waiting, i * frame.vector.lanes))
+        with f.when(self.block.equals(self.blocks - 1)):
+            self._prefetch()
+        return [[variable.get() for variable in row] for row in variables]
+
+    def _prefetch(self) -> None:
+        for channel in self.channels:
+            self.frame.output.prefetch(self.frame.function, channel, self.here.vectors, self.here.offsets)
+
+    def finish(self, totals: Sequence[Sequence[Value]]) -> None:
+        """Store the results, or let the sums wait for the next block."""
+        f, here = self.frame.function, self.here
+
+        def store() -> None:
+            for channel, row in zip(self.channels, totals):
+                self.frame.output.store(f, channel, row, here.offsets, here.last)
+
+        if self.blocks == 1:
+            store()
+            return
+        with f.either(self.block.equals(self.blocks - 1)) as otherwise:
+            store()
+            with otherwise():
+                for i, total in enumerate(v for row in totals for v in row):
+                    f.store(total, self.waiting, i * self.frame.vector.lanes)

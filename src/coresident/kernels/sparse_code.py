@@ -1,0 +1,149 @@
+"""The code of a sparse convolution: the loops around a stream of nonzeros."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from coresident.codegen.builder import Value, Variable, kernel, word
+from coresident.codegen.types import F32, I32, I64
+from coresident.kernels import frame as frames
+from coresident.kernels.epilogue import Epilogue
+from coresident.kernels.frame import Frame, Here, Shape, Sums
+from coresident.kernels.geometry import Geometry
+from coresident.kernels.lowering import Plan, Tensor
+from coresident.kernels.sparse import UNROLL, Choice, pack
+from coresident.kernels.tiling import cut
+
+
+@dataclass(frozen=True)
+class _Code:
+    """The kernel under construction.
+
+    Args:
+        frame: its arguments and its part of the work.
+        shared: output channels of a row.
+        blocks: of input channels.
+        stream: the nonzeros of all rows.
+        starts: address of the first word of each of the task's blocks in the stream (int64).
+        rows: address of the task's rows, block after block: (first output channel, nonzeros) as int32.
+    """
+
+    frame: Frame
+    shared: int
+    blocks: int
+    stream: Value
+    starts: Value
+    rows: Value
+
+    def tile(self, here: Here) -> None:
+        """All rows of the task, block of input channels by block."""
+        f, frame = self.frame.function, self.frame
+        count = frame.part.end_row - frame.part.first_row
+        with f.loop(0, self.blocks) as block:
+            position = f.var(f.offset(self.stream, f.load(I64, self.starts, block), I32))
+            with f.loop(0, count) as r:
+                described = f.offset(self.rows, (block * count + r) * 2, I32)
+                channel = f.convert(f.load(I32, described), I64)
+                nonzeros = f.convert(f.load(I32, described, 1), I64)
+                self._row(here, block, channel, nonzeros, position)
+
+    def _row(self, here: Here, block: Value, channel: Value, nonzeros: Value, position: Variable) -> None:
+        """The channels of one row, one block of input channels."""
+        f, frame = self.frame.function, self.frame
+        place = (channel - frame.part.first_row * self.shared) * (here.vectors * frame.vector.lanes)
+        waiting = f.offset(f["scratch"], place, F32)
+        channels = [frame.channel_base + channel + s for s in range(self.shared)]
+        sums = Sums(frame, here, channels, block, self.blocks, waiting)
+        totals = [[f.var(value) for value in row] for row in sums.start()]
+        self._nonzeros(here.x, position, nonzeros, totals)
+        sums.finish([[total.get() for total in row] for row in totals])
+
+    def _nonzeros(
+        self, x: Value, position: Variable, count: Value, totals: Sequence[Sequence[Variable]]
+    ) -> None:
+        """Add `count` nonzeros from the stream to the totals, and move the position past them."""
+        f = self.frame.function
+        size = 4 * (1 + self.shared)
+        with f.loop(0, count >> (UNROLL.bit_length() - 1)):
+            at = position.get()
+            for index in range(UNROLL):
+                self._one(x, at, index, totals)
+            position.set(f.offset(at, UNROLL * size))
+        left = count & (UNROLL - 1)
+        # Step i of the unrolled sequence reads the nonzero that lies UNROLL - 1 - i before the end of the
+        # row.
+        end = f.offset(position.get(), left * size)
+        for step in f.switch_down(left, UNROLL - 1):
+            self._one(x, end, step - (UNROLL - 1), totals)
+        position.set(end)
+
+    def _one(self, x: Value, at: Value, index: int, totals: Sequence[Sequence[Variable]]) -> None:
+        """The nonzero `index` places from an address in the stream: one weight for each channel that shares
+        it."""
+        f, vector = self.frame.function, self.frame.vector
+        first = index * (1 + self.shared)
+        pixels = f.offset(x, f.convert(f.load(I32, at, first), I64))
+        weights = [f.splat(f.load(F32, at, first + 1 + s), vector) for s in range(self.shared)]
+        for v in range(len(totals[0])):
+            loaded = f.load(vector, pixels, v * vector.lanes)
+            for s, weight in enumerate(weights):
+                totals[s][v].set(f.fma(loaded, weight, totals[s][v].get()))
+
+
+def emit(
+    plan: Plan,
+    g: Geometry,
+    shape: Shape,
+    choice: Choice,
+    weights: np.ndarray[Any, Any],
+    bias: np.ndarray[Any, Any],
+    out: Tensor,
+    epilogue: Epilogue,
+    info: dict[str, Any],
+    barrier: bool = True,
+) -> None:
+    """Add the convolution's step.
+
+    Args:
+        weights: [groups, outputs, inputs, taps] float32.
+        bias: [groups * outputs] float32.
+        barrier: False if the next step does not depend on it.
+    """
+    f = kernel(plan.target, "conv_sparse")
+    t, shared = choice.tiles, choice.shared
+    row_count = shape.outputs // shared
+    work = cut(t.count, row_count, shape.batch * shape.groups, plan.threads, choice.cycles)
+    packed = pack(weights, g, choice, work)
+    _, parts, blocks = packed.starts.shape
+    frame = Frame.open(f, g, shape, t, work, out, epilogue)
+    stream, rows, starts = (word(f, frame.words + i) for i in range(3))
+    code = _Code(
+        frame,
+        shared,
+        blocks,
+        stream,
+        f.offset(starts, (frame.group * parts + frame.part.row_part) * blocks, I64),
+        f.offset(rows, (frame.group * row_count + frame.part.first_row) * (2 * blocks), I32),
+    )
+    if blocks > 1:
+        plan.scratch(work.most_rows * shared * max(t.vectors, t.rest_vectors) * frame.vector.bytes)
+    frame.each_tile(code.tile)
+    operands = [
+        *frames.operands(plan, g, t, out, epilogue, plan.constant(bias.astype(np.float32))),
+        plan.constant(packed.stream),
+        plan.constant(packed.rows),
+        plan.constant(packed.starts),
+    ]
+    details = {
+        **info,
+        "kernel": "sparse",
+        "pattern": "unstructured" if shared == 1 else f"shared by {shared} output channels",
+        "tile": str(choice),
+        "estimated_cycles": choice.cycles,
+    }
+    reads = [g.source, *epilogue.tensors]
+    plan.step(f, operands, work.tasks, reads=reads, writes=[out], barrier=barrier, info=details)

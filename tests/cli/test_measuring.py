@@ -1,0 +1,130 @@
+"""`coresident benchmark`, `analyze`, `doctor` and `demo`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coresident.cli import demo, roofline
+from coresident.cli.main import main
+from coresident.vision import images
+
+QUICK = ["--seconds", "0.02", "--rounds", "2", "--threads", "1"]
+
+
+def _json(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> dict[str, Any]:
+    assert main([str(one) for one in arguments]) == code
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    record: dict[str, Any] = json.loads(captured.out)
+    return record
+
+
+def test_benchmark_against_a_peer(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = _json(capsys, "benchmark", model, *QUICK, "--against", "onnxruntime,coresident-dense", "--json")
+    assert record["reference"] == "onnxruntime"
+    assert list(record["engines"]) == ["coresident", "onnxruntime", "coresident-dense"]
+    for figures in record["engines"].values():
+        assert 0 < figures["min_ms"] <= figures["median_ms"] <= figures["p99_ms"]
+        assert figures["p95_ms"] <= figures["p99_ms"]
+        assert figures["runs"] >= 6
+    assert record["engines"]["coresident"]["max_error"] < 1e-5
+    assert record["engines"]["onnxruntime"]["times_slower"] > 0
+
+
+def test_benchmark_of_free_sizes(free_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = ["--shape", "x=2x3x8x8"]
+    record = _json(capsys, "benchmark", free_model, *QUICK, *shape, "--json")
+    assert record["shapes"] == {"x": [2, 3, 8, 8]}
+    assert record["batch"] == 2
+    assert main(["benchmark", str(free_model), *QUICK]) == 1
+    assert "--shape x=" in capsys.readouterr().err
+    assert main(["benchmark", str(free_model), *QUICK, "--shape", "z=1"]) == 1
+    assert "no input 'z'" in capsys.readouterr().err
+
+
+def test_benchmark_prints_a_table(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", str(model), *QUICK]) == 0
+    captured = capsys.readouterr()
+    assert "median ms" in captured.out
+    assert captured.err == ""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepsparse") is not None, reason="deepsparse is installed")
+def test_benchmark_goes_on_without_a_peer(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", str(model), *QUICK, "--against", "deepsparse"]) == 3
+    captured = capsys.readouterr()
+    assert "coresident" in captured.out
+    assert captured.err.startswith("deepsparse did not run: ")
+
+
+def test_analyze(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = _json(capsys, "analyze", model, "--threads", "1", "--json")
+    layers = record["layers"]
+    multiplying = [layer for layer in layers if layer["macs"]]
+    assert [layer["nodes"][0] for layer in multiplying] == ["first", "last"]
+    first = multiplying[0]
+    assert first["macs"] == 8 * 3 * 9 * 256
+    assert 0 < first["nonzero_macs"] < first["macs"] / 2
+    assert first["sparsity"] == pytest.approx(1 - first["nonzero_macs"] / first["macs"])
+    assert first["shape"] == [1, 8, 16, 16]
+    assert first["bytes"] >= 4 * (3 + 8) * 256
+    assert sum(layer["share"] for layer in layers) == pytest.approx(1)
+    assert record["machine"]["gmacs_per_core"] > 1
+    assert [level["name"] for level in record["machine"]["levels"]][:2] == ["L1", "L2"]
+
+
+def test_analyze_prints_and_plots(
+    free_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "roofline.png"
+    arguments = ["--threads", "1", "--shape", "x=1x3x16x16", "--plot", str(plot)]
+    assert main(["analyze", str(free_model), *arguments]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "GMAC/s" in captured.out
+    assert "this machine" in captured.out
+    assert images.read_picture(plot).shape[1] > 500
+
+
+def test_plot_without_matplotlib(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(roofline.importlib.util, "find_spec", lambda name: None)
+    assert main(["analyze", str(model), "--plot", str(tmp_path / "a.png")]) == 1
+    assert "coresident[plot]" in capsys.readouterr().err
+    assert main(["analyze", str(model), "--plot", str(tmp_path / "a.pdf")]) == 1
+    assert ".png" in capsys.readouterr().err
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    record = _json(capsys, "doctor", "--json")
+    assert record["cores"]["usable"] >= 1
+    assert record["target"]["features"]
+    assert record["packages"]["numpy"]
+    assert record["cache"]["writable"]
+    assert record["problem"] is None
+    assert main(["doctor"]) == 0
+    assert record["cpu"]["name"] in capsys.readouterr().out
+
+
+def test_doctor_measures(capsys: pytest.CaptureFixture[str]) -> None:
+    record = _json(capsys, "doctor", "--measure", "--json")
+    assert record["measured"]["gmacs_per_core"] > 1
+
+
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_ROUNDS", 1)
+    monkeypatch.setattr(demo, "_SECONDS", 0.01)
+    sheet = tmp_path / "sheet.png"
+    record = _json(capsys, "demo", "--threads", "1", "--output", sheet, "--json")
+    assert abs(record["found"] - record["truth"]) <= 0.15 * record["truth"]
+    assert record["max_error"] < 1e-4
+    assert set(record["median_ms"]) == {"coresident", "coresident-dense", "onnxruntime"}
+    assert images.read_picture(sheet).ndim == 3
+    assert main(["demo", "--output", str(tmp_path / "sheet.gif")]) == 1
