@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import importlib.util
 import json
 from pathlib import Path
@@ -118,13 +119,27 @@ def test_doctor_measures(capsys: pytest.CaptureFixture[str]) -> None:
     assert record["measured"]["gmacs_per_core"] > 1
 
 
-def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_demo(
+    every: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = demo._truth(importlib.resources.files("coresident") / "demo_data")
+    if not every:
+        # Each size of picture is compiled for.
+        samples = {name: samples[name] for name in ("37ed50eea5a1.png", "c043d5ac9dd4.png")}
+    monkeypatch.setattr(demo, "_truth", lambda data: samples)
     monkeypatch.setattr(demo, "_ROUNDS", 1)
     monkeypatch.setattr(demo, "_SECONDS", 0.01)
     sheet = tmp_path / "sheet.png"
     record = _json(capsys, "demo", "--threads", "1", "--output", sheet, "--json")
+    assert [picture["name"] for picture in record["pictures"]] == sorted(samples)
     assert abs(record["found"] - record["truth"]) <= 0.15 * record["truth"]
     assert record["max_error"] < 1e-4
     assert set(record["median_ms"]) == {"coresident", "coresident-dense", "onnxruntime"}
     assert images.read_picture(sheet).ndim == 3
-    assert main(["demo", "--output", str(tmp_path / "sheet.gif")]) == 1
+
+
+def test_demo_checks_its_output_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for output in (tmp_path / "sheet.gif", tmp_path / "nowhere" / "sheet.png"):
+        assert main(["demo", "--output", str(output)]) == 1
+        assert capsys.readouterr().err.startswith("coresident: error: --output")

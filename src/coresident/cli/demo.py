@@ -59,8 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.output.suffix.lower() != ".png" or not arguments.output.absolute().parent.is_dir():
         raise InputError("--output must be a .png in a folder that exists", file=arguments.output)
     data = importlib.resources.files("coresident") / "demo_data"
-    known: dict[str, Any] = json.loads((data / "truth.json").read_text("utf-8"))
-    truth = {name: int(count) for name, count in known.items() if name.endswith(".png")}
+    truth = _truth(data)
     engines = ["coresident", _DENSE] + [_PEER] * (importlib.util.find_spec(_PEER) is not None)
     with (
         report.steps(None, arguments.quiet) as progress,
@@ -94,6 +93,12 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         _tell(record)
     return OK
+
+
+def _truth(data: Traversable) -> dict[str, int]:
+    """The sample pictures, and how many nuclei there are in each."""
+    known: dict[str, Any] = json.loads((data / "truth.json").read_text("utf-8"))
+    return {name: int(count) for name, count in known.items() if name.endswith(".png")}
 
 
 def _count(session: Session, data: Traversable, name: str, truth: int) -> _Counted:

@@ -113,7 +113,8 @@ def _rows(
 def pack(weights: np.ndarray[Any, Any], choice: Choice) -> np.ndarray[Any, Any]:
     """[groups, outputs, inputs, taps] float32 in the order in which the kernel meets them.
 
-    For each group of the convolution and block of input channels: [outputs / group][inputs][taps][group], then
+    For each group of the convolution and block of input channels: [outputs / group][inputs][taps][group],
+    then
     the output channels left over. A tile's weights are one stream, which is what hardware prefetchers follow.
     """
     parts = []

@@ -146,18 +146,12 @@ class _Code:
                     totals[r][v].set(f.fma(one, weights[r], totals[r][v].get()))
 
     def _prefetch(self, here: Here, unit: Value, start: Value, stop: Value) -> None:
-        """Ask L2 for this unit's share of the next tile's channels.
-
-        Tiles are short pieces of many planes: no hardware prefetcher sees what comes next.
-        """
+        """Ask for this unit's share of the next tile's channels."""
         f = self.frame.function
-        units = -(-self.shape.outputs // self.choice.group)
+        units = self.frame.work.most_rows
         share = -(-self.choice.block // units)
-        first = start + (unit * share) % self.choice.block
-        with f.loop(first, f.minimum(first + share, stop)) as c:
-            plane = f.offset(here.ahead, c * self.g.channel_stride, F32)
-            for line in range(0, here.vectors * self.frame.vector.bytes + 63, 64):
-                f.prefetch(plane, line, near=False)
+        first = start + (unit - self.frame.part.first_row) * share
+        self.frame.prefetch_channels(self.g, here, here.ahead, first, f.minimum(first + share, stop))
 
 
 def emit(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from coresident.codegen.builder import Function, Value, word
 from coresident.codegen.types import F32, I32, I64, Type
 from coresident.kernels.epilogue import Epilogue, Output
-from coresident.kernels.geometry import Geometry, Tiles, border_mask
+from coresident.kernels.geometry import Geometry, Tiles, border_mask, segments
 from coresident.kernels.lowering import Operand, Plan, Tensor
 from coresident.kernels.tiling import Cut, Part
 
@@ -155,6 +155,18 @@ class Frame:
                     body(full)
                     with otherwise():
                         body(rest)
+
+    def prefetch_channels(self, g: Geometry, here: Here, plane: Value, first: Value, end: Value) -> None:
+        """Ask L2 for what the tile reads of the channels first..end of the planes at an address.
+
+        Tiles are short pieces of many planes: no hardware prefetcher sees what comes next.
+        """
+        f = self.function
+        with f.loop(first, end) as c:
+            channel = f.offset(plane, c * g.channel_stride, F32)
+            for start, stop in segments(g, here.vectors * self.vector.lanes):
+                for at in range(4 * start, 4 * stop + 60, 64):
+                    f.prefetch(channel, at, near=False)
 
     def biases(self, channel: Value, vectors: int) -> list[Value]:
         """What the sums of an output channel start with."""

@@ -187,15 +187,21 @@ def border_mask(strides: Sequence[int], spatial: Sequence[int], length: int) -> 
     return mask
 
 
+def segments(g: Geometry, width: int) -> list[tuple[int, int]]:
+    """(start, end) of what a run of `width` pixels reads of one input channel, in elements from its first
+    pixel."""
+    merged: list[tuple[int, int]] = []
+    for tap in sorted(set(g.taps)):
+        if merged and tap <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], tap + width))
+        else:
+            merged.append((tap, tap + width))
+    return merged
+
+
 def footprint(g: Geometry, width: int) -> int:
     """Floats of one input channel that a run of `width` pixels reads."""
-    ordered = sorted(set(g.taps))
-    total, end = 0, -(1 << 62)
-    for tap in ordered:
-        start = max(tap, end)
-        end = max(end, tap + width)
-        total += max(0, end - start)
-    return total
+    return sum(end - start for start, end in segments(g, width))
 
 
 def block_sizes(inputs: int) -> list[int]:

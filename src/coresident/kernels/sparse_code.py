@@ -25,7 +25,6 @@ class _Code:
 
     Args:
         frame: its arguments and its part of the work.
-        shared: output channels of a row.
         blocks: of input channels.
         stream: the nonzeros of all rows.
         starts: address of the first word of each of the task's blocks in the stream (int64).
@@ -33,7 +32,9 @@ class _Code:
     """
 
     frame: Frame
-    shared: int
+    g: Geometry
+    shape: Shape
+    choice: Choice
     blocks: int
     stream: Value
     starts: Value
@@ -45,7 +46,15 @@ class _Code:
         count = frame.part.end_row - frame.part.first_row
         with f.loop(0, self.blocks) as block:
             position = f.var(f.offset(self.stream, f.load(I64, self.starts, block), I32))
+            last = block.equals(self.blocks - 1)
+            following = (block + 1) * self.choice.block
+            ahead = f.select(last, here.ahead, f.offset(here.x, following * self.g.channel_stride, F32))
+            left = f.minimum(-following + self.shape.inputs, self.choice.block)
+            channels = f.select(last, self.choice.block, left)
+            share = -(-self.choice.block // frame.work.most_rows)
             with f.loop(0, count) as r:
+                first = r * share
+                frame.prefetch_channels(self.g, here, ahead, first, f.minimum(first + share, channels))
                 described = f.offset(self.rows, (block * count + r) * 2, I32)
                 channel = f.convert(f.load(I32, described), I64)
                 nonzeros = f.convert(f.load(I32, described, 1), I64)
@@ -54,9 +63,9 @@ class _Code:
     def _row(self, here: Here, block: Value, channel: Value, nonzeros: Value, position: Variable) -> None:
         """The channels of one row, one block of input channels."""
         f, frame = self.frame.function, self.frame
-        place = (channel - frame.part.first_row * self.shared) * (here.vectors * frame.vector.lanes)
+        place = (channel - frame.part.first_row * self.choice.shared) * (here.vectors * frame.vector.lanes)
         waiting = f.offset(f["scratch"], place, F32)
-        channels = [frame.channel_base + channel + s for s in range(self.shared)]
+        channels = [frame.channel_base + channel + s for s in range(self.choice.shared)]
         sums = Sums(frame, here, channels, block, self.blocks, waiting)
         totals = [[f.var(value) for value in row] for row in sums.start()]
         self._nonzeros(here.x, position, nonzeros, totals)
@@ -67,7 +76,7 @@ class _Code:
     ) -> None:
         """Add `count` nonzeros from the stream to the totals, and move the position past them."""
         f = self.frame.function
-        size = 4 * (1 + self.shared)
+        size = 4 * (1 + self.choice.shared)
         with f.loop(0, count >> (UNROLL.bit_length() - 1)):
             at = position.get()
             for index in range(UNROLL):
@@ -85,9 +94,9 @@ class _Code:
         """The nonzero `index` places from an address in the stream: one weight for each channel that shares
         it."""
         f, vector = self.frame.function, self.frame.vector
-        first = index * (1 + self.shared)
+        first = index * (1 + self.choice.shared)
         pixels = f.offset(x, f.convert(f.load(I32, at, first), I64))
-        weights = [f.splat(f.load(F32, at, first + 1 + s), vector) for s in range(self.shared)]
+        weights = [f.splat(f.load(F32, at, first + 1 + s), vector) for s in range(self.choice.shared)]
         for v in range(len(totals[0])):
             loaded = f.load(vector, pixels, v * vector.lanes)
             for s, weight in enumerate(weights):
@@ -123,7 +132,9 @@ def emit(
     stream, rows, starts = (word(f, frame.words + i) for i in range(3))
     code = _Code(
         frame,
-        shared,
+        g,
+        shape,
+        choice,
         blocks,
         stream,
         f.offset(starts, (frame.group * parts + frame.part.row_part) * blocks, I64),

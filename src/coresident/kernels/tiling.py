@@ -9,7 +9,11 @@ from coresident.codegen.builder import Function, Value
 
 @dataclass(frozen=True)
 class Cut:
-    """Tasks = pictures x parts of the rows x parts of the tiles, tiles fastest; parts differ by one at most.
+    """Tasks = pictures x parts of the tiles x parts of the rows, rows fastest; parts differ by one at most.
+
+    A thread starts with neighbouring tasks, so it gets its own pixels, which mostly are those that it made
+    in the
+    layer before: fetching a line that another core has written takes as long as a hundred multiply-adds.
 
     Args:
         tiles: runs of pixels in all.
@@ -45,8 +49,8 @@ class Cut:
     def part(self, f: Function) -> Part:
         """What the task is to do."""
         task = f["task"]
-        tile_part, rest = task % self.tile_parts, task / self.tile_parts
-        row_part, picture = rest % self.row_parts, rest / self.row_parts
+        row_part, rest = task % self.row_parts, task / self.row_parts
+        tile_part, picture = rest % self.tile_parts, rest / self.tile_parts
         units = -(-self.rows // self.row_unit)
         first_tile, end_tile = (p * self.tiles / self.tile_parts for p in (tile_part, tile_part + 1))
         first_row, end_row = (p * units / self.row_parts * self.row_unit for p in (row_part, row_part + 1))
