@@ -23,6 +23,7 @@ from coresident.errors import (
 )
 
 if TYPE_CHECKING:
+    from coresident.compiler import compile_file as compile
     from coresident.session import Session
 
 __version__ = "0.1.0"
@@ -41,13 +42,23 @@ __all__ = [
     "TargetError",
     "UnsupportedModel",
     "__version__",
+    "compile",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Sessions bring numpy with them, so they are imported when first asked for."""
+    """Sessions bring numpy with them and the compiler LLVM, so both are imported when first asked for."""
     if name == "Session":
         from coresident.session import Session
 
         return Session
+    if name == "compile":
+        from coresident.compiler import compile_file
+
+        return compile_file
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What tab completion shows."""
+    return sorted({*globals(), *__all__})

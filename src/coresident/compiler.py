@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from coresident.codegen.target import NAMED, Target
 from coresident.errors import InputError, TargetError
 from coresident.graph.graph import Fact, Graph
 from coresident.onnx import reader
-from coresident.passes import pipeline
-from coresident.runtime import cpu
+from coresident.passes import fuse_epilogue, pipeline
+from coresident.runtime import artifact, cpu
 from coresident.runtime.program import Program
 from coresident.schedule.planner import Planner
 
@@ -117,7 +117,8 @@ def compile_graph(graph: Graph, options: Options, name: str = "") -> Program:
     """Optimise and lower a graph whose shapes are all known."""
     start = time.perf_counter()
     optimised = pipeline.optimise(graph)
-    planner = Planner(optimised, options.target, options.threads, options.sparse)
+    remarks = fuse_epilogue.reasons(optimised)
+    planner = Planner(optimised, options.target, options.threads, options.sparse, remarks)
     program = planner.program({"model": name})
     program.info["compile_seconds"] = time.perf_counter() - start
     return program
@@ -126,3 +127,37 @@ def compile_graph(graph: Graph, options: Options, name: str = "") -> Program:
 def compile(model: Model, shapes: Mapping[str, tuple[int, ...]], options: Options) -> Program:
     """Compile a model for these input shapes (inputs whose shapes are fixed may be left out)."""
     return compile_graph(bind(model.graph, shapes), options, model.name)
+
+
+def compile_file(
+    model: str | os.PathLike[str] | bytes,
+    output: str | os.PathLike[str],
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    target: str = "host",
+    threads: int | None = None,
+) -> None:
+    """Compile a model ahead of time to an artifact, which `coresident.Session` loads without compiling.
+
+    Args:
+        model: path or content of an ONNX model.
+        output: the file to write.
+        shapes: sizes of the inputs that the model leaves open, by name.
+        target: a name of `codegen.target.NAMED`, or "host" for this machine.
+        threads: that the work is cut for; None for the physical cores that this process may use. The artifact
+            runs on any number.
+
+    Raises:
+        ModelError: the model can't be used.
+        InputError: a shape that the model does not admit, or a size that is open still.
+        TargetError: no such target.
+        ResourceError: the file can't be written.
+    """
+    if threads is not None and threads < 1:
+        raise InputError(f"{threads} threads; at least 1 is needed, or None for all physical cores")
+    options = Options(target_named(target), threads or cpu.usable_cores().count)
+    loaded = load(model)
+    sizes = {name: tuple(shape) for name, shape in (shapes or {}).items()}
+    if unknown := sorted(sizes.keys() - set(loaded.graph.inputs)):
+        raise InputError(f"no input {unknown[0]!r}; the inputs are {', '.join(loaded.graph.inputs)}")
+    artifact.write(compile(loaded, sizes, options), Path(output))

@@ -147,3 +147,22 @@ def test_the_same_value_twice():
     (node,) = applied(PASS, net.graph(y)).nodes
     assert node.inputs.count(r) == 1
     assert node.get("epilogue").inputs == 3
+
+
+def test_reasons():
+    net = Net()
+    x = net.input(2, 4, 5, 6)
+    shared = convolution(net, x)
+    made = {
+        "2 readers": net("Relu", shared),
+        "another shape": net("Mul", convolution(net, x), net.input(2, 1, 5, 6)),
+        "other axes": net("Mul", convolution(net, x), net.random(6)),
+    }
+    fused = net("Relu", convolution(net, x))
+    elsewhere = net("Relu", net("Sin", x))
+    graph = applied(PASS, net.graph(*made.values(), net("Sin", shared), fused, elsewhere))
+    reasons = fuse_epilogue.reasons(graph)
+    for text, output in made.items():
+        assert reasons[output].startswith("not fused into Conv ")
+        assert text in reasons[output]
+    assert len(reasons) == len(made) + 1

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import tiny_programs
 
+from coresident.codegen import driver
 from coresident.codegen.builder import kernel, word
+from coresident.codegen.target import NAMED
 from coresident.codegen.types import I64
 from coresident.errors import ArtifactError, InputError, ResourceError, TargetError
 from coresident.runtime import cpu, team
@@ -221,8 +223,11 @@ def test_programs_that_this_machine_can_not_run() -> None:
         pytest.skip(f"this CPU has {unknown}")
     with pytest.raises(TargetError, match=unknown):
         Executor(replace(program, features=("avx2", unknown)), 1)
+    other = NAMED["aarch64-neon" if cpu.machine() == "x86_64" else "x86-64-avx2"]
+    with pytest.raises(TargetError, match=f"compiled for {other.arch}"):
+        Executor(replace(program, target=other.key), 1)
     with pytest.raises(ArtifactError, match="machine"):
-        Executor(replace(program, target="riscv64-unknown-linux-gnu|x"), 1)
+        Executor(replace(program, objects=(driver.object_code(other),)), 1)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def convolution(node: Node, plan: Plan) -> None:
         "sparsity": 1 - nonzeros / max(1, weights.size),
         "why": [],
     }
-    if shape.inputs == 1 and shape.outputs <= 4 and groups > 1:
+    if geometry.is_depthwise(node, plan.graph):
         depthwise.emit(node, plan, weights, full_bias, out, epilogue, info)
         return
     g = geometry.geometry(node, plan)

@@ -50,14 +50,16 @@ class Choice:
         return f"{self.tiles.vectors} vectors x {rows} channels, blocks of {self.block}{flat}"
 
 
-def choose(plan: Plan, g: Geometry, shape: Shape, out: Tensor, epilogue: Epilogue) -> Choice:
-    """The tile that should be fastest."""
+def choose(
+    plan: Plan, g: Geometry, shape: Shape, out: Tensor, epilogue: Epilogue, merged: bool = False
+) -> Choice:
+    """The tile that should be fastest; with `merged`, of those that keep pairs of output rows together."""
     machine = cost.Machine.of(plan.target)
     lanes = plan.target.lanes(F32)
     extras = [t.layout for t in epilogue.tensors]
     limit = plan.target.registers - 4
     best: Choice | None = None
-    flats = [True, False] if can_run_flat(g.strides, out.layout, extras, lanes) else [False]
+    flats = [True, False] if not merged and can_run_flat(g.strides, out.layout, extras, lanes) else [False]
     for flat in flats:
         for vectors in range(1, limit + 1):
             cutting = tiles(g.strides, out.layout, extras, lanes, vectors, flat)
@@ -72,7 +74,7 @@ def choose(plan: Plan, g: Geometry, shape: Shape, out: Tensor, epilogue: Epilogu
             resident = block * reach <= machine.l1_bytes
             weights = 4 * shape.outputs * shape.inputs * shape.taps
             for group in sorted({min(size, shape.outputs) for size in GROUPS}):
-                if vectors * group > limit:
+                if vectors * group > limit or (merged and group % 2):
                     continue
                 rows = partial(_rows, machine, plan, group, shape.outputs, depth, limit, resident)
                 groups, cycles = rows(vectors)

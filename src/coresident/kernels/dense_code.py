@@ -165,6 +165,7 @@ def emit(
     epilogue: Epilogue,
     info: dict[str, Any],
     barrier: bool = True,
+    merged: tuple[tuple[int, int], ...] | None = None,
 ) -> None:
     """Add the convolution's step.
 
@@ -172,12 +173,13 @@ def emit(
         weights: [groups, outputs, inputs, taps] float32.
         bias: [groups * outputs] float32.
         barrier: False if the next step does not depend on it.
+        merged: as in `Output`; `out` then has the input's pixels, two elements apart in a row.
     """
     f = kernel(plan.target, "conv_dense")
     t = choice.tiles
     units = -(-shape.outputs // choice.group)
     work = cut(t.count, units, shape.batch * shape.groups, plan.threads, choice.cycles, choice.row_groups)
-    frame = Frame.open(f, g, shape, t, work, out, epilogue)
+    frame = Frame.open(f, g, shape, t, work, out, epilogue, merged)
     outer, inner = factor_taps(g.taps)
     packed = f.offset(word(f, frame.words), frame.group * (shape.outputs * shape.inputs * shape.taps), F32)
     outer_taps = word(f, frame.words + 1) if len(outer) > 1 else None

@@ -4,13 +4,14 @@ registers."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from coresident.codegen.builder import Value, kernel, word
-from coresident.codegen.types import F32
+from coresident.codegen.builder import Function, Value, kernel, word
+from coresident.codegen.types import F32, Type
 from coresident.graph.graph import Node
 from coresident.kernels import cost, geometry
 from coresident.kernels import frame as frames
@@ -46,10 +47,11 @@ def emit(
 
     def cycles(vectors: int) -> float:
         t = geometry.tiles(g.strides, out.layout, extras, lanes, vectors, flat)
-        loads = 1.25 * t.vector_steps + t.count
+        loads = (1.25 if g.step == 1 else 2.5) * t.vector_steps + t.count
         return taps * loads / machine.loads + 8 * t.count + 2 * t.vector_steps
 
-    vectors = min(range(1, plan.target.registers - 3), key=cycles)
+    most = plan.target.registers - 3 if g.step == 1 else plan.target.registers // 4 + 1
+    vectors = min(range(1, most), key=cycles)
     t = geometry.tiles(g.strides, out.layout, extras, lanes, vectors, flat)
     total = cycles(vectors) * batch * channels
     work = replace(cut(1, channels, batch, plan.threads, total), tiles=t.count)
@@ -66,9 +68,11 @@ def emit(
         def tile(here: Here, channel: Value = channel, plane: Value = plane) -> None:
             sums = frame.biases(channel, here.vectors)
             x = f.offset(here.x, plane, F32)
+            pixels = {} if g.step == 1 else _every_other(f, g.taps, x, here.vectors, vector)
             for k, tap in enumerate(g.taps):
                 weight = f.splat(f.load(F32, w, channel * taps + k), vector)
-                sums = [f.fma(f.load(vector, x, tap + v * lanes), weight, s) for v, s in enumerate(sums)]
+                read = pixels.get(tap) or [f.load(vector, x, tap + v * lanes) for v in range(here.vectors)]
+                sums = [f.fma(p, weight, s) for p, s in zip(read, sums)]
             frame.output.store(f, channel, sums, here.offsets, here.last)
 
         frame.each_tile(tile)
@@ -80,3 +84,23 @@ def emit(
     shown = f"{t.vectors} vectors{', flat' if t.flat else ''}"
     details = {**info, "kernel": "depthwise", "tile": shown, "estimated_cycles": total}
     plan.step(f, operands, work.tasks, reads=[g.source, *epilogue.tensors], writes=[out], info=details)
+
+
+def _every_other(
+    f: Function, taps: Sequence[int], x: Value, vectors: int, vector: Type
+) -> dict[int, list[Value]]:
+    """For each tap its vectors of every other pixel; two neighbouring taps come out of the same two loads."""
+    lanes = vector.lanes
+    found: dict[int, list[Value]] = {}
+    for tap in sorted(taps):
+        if tap in found:
+            continue
+        found[tap] = []
+        odd: list[Value] = []
+        for v in range(vectors):
+            pair = [f.load(vector, x, tap + (2 * v + half) * lanes) for half in (0, 1)]
+            found[tap].append(f.shuffle(pair[0], pair[1], range(0, 2 * lanes, 2)))
+            odd.append(f.shuffle(pair[0], pair[1], range(1, 2 * lanes, 2)))
+        if tap + 1 in taps:
+            found[tap + 1] = odd
+    return found

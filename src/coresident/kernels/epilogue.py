@@ -97,6 +97,8 @@ class Output:
         channel_strides: elements between channels, of y and of the tensors.
         mask: pointer to the border mask (int32, one a pixel of the flat run), or None.
         vector: type of a register.
+        merged: for a transposed convolution that computes all phases of its output as channels: (phases, elements
+            from one to the next) of each dimension but the last, which has two phases. None otherwise.
     """
 
     epilogue: Epilogue
@@ -105,6 +107,7 @@ class Output:
     channel_strides: tuple[int, ...]
     mask: Value | None
     vector: Type
+    merged: tuple[tuple[int, int], ...] | None = None
 
     def prefetch(self, f: Function, channel: Value, vectors: int, offsets: Sequence[Value]) -> None:
         """Ask for the lines that `store` will write and read.
@@ -153,3 +156,40 @@ class Output:
                 real = f.load(bits, self.mask, offsets[0] + v * lanes)
                 result = f.bitcast(f.bitcast(result, bits) & real, self.vector)
             f.store(result, rows[0], v * lanes)
+
+    def store_merged(
+        self,
+        f: Function,
+        row: Value,
+        pair: Sequence[Sequence[Value]],
+        offsets: Sequence[Value],
+        last: int,
+    ) -> None:
+        """Store two rows that are the two phases of the last dimension: their pixels take turns.
+
+        Args:
+            row: index of the first of them; rows count phases fastest.
+            pair: the sums of both, vector by vector.
+            offsets: elements from pixel 0 to the first that the tile makes, in y.
+            last: pixels of each phase's last vector to be written.
+        """
+        assert self.merged is not None
+        lanes = self.vector.lanes
+        rest = row / 2
+        at = offsets[0]
+        for count, stride in reversed(self.merged):
+            at = at + (rest % count) * stride
+            rest = rest / count
+        scalars = [f.load(F32, pointer, rest) for pointer in self.channel_pointers]
+        target = f.offset(self.pointers[0], rest * self.channel_strides[0] + at, F32)
+        turns = [lane // 2 + lane % 2 * lanes for lane in range(2 * lanes)]
+        for v, (even, odd) in enumerate(zip(*pair)):
+            results = [self.epilogue.apply(f, total, (), scalars) for total in (even, odd)]
+            written = 2 * (last if v == len(pair[0]) - 1 else lanes)
+            for half in range(-(-written // lanes)):
+                mixed = f.shuffle(results[0], results[1], turns[half * lanes : (half + 1) * lanes])
+                place = (2 * v + half) * lanes
+                if written - half * lanes >= lanes:
+                    f.store(mixed, target, place)
+                else:
+                    f.store_masked(mixed, target, place, f.first(written - half * lanes, lanes))

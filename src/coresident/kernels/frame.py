@@ -93,9 +93,16 @@ class Frame:
 
     @staticmethod
     def open(
-        f: Function, g: Geometry, shape: Shape, tiles: Tiles, work: Cut, out: Tensor, epilogue: Epilogue
+        f: Function,
+        g: Geometry,
+        shape: Shape,
+        tiles: Tiles,
+        work: Cut,
+        out: Tensor,
+        epilogue: Epilogue,
+        merged: tuple[tuple[int, int], ...] | None = None,
     ) -> Frame:
-        """Begin a kernel."""
+        """Begin a kernel; `merged` as in `Output`."""
         vector = F32.by(f.target.lanes(F32))
         x, y, bias, table = (word(f, i) for i in range(4))
         extra = [word(f, 4 + i) for i in range(epilogue.words)]
@@ -115,6 +122,7 @@ class Frame:
             (out.layout.strides[1], *(t.layout.strides[1] for t in shares)),
             mask,
             vector,
+            merged,
         )
         return Frame(
             function=f,
@@ -232,6 +240,8 @@ class Sums:
         return [[variable.get() for variable in row] for row in variables]
 
     def _prefetch(self) -> None:
+        if self.frame.output.merged is not None:
+            return
         for channel in self.channels:
             self.frame.output.prefetch(self.frame.function, channel, self.here.vectors, self.here.offsets)
 
@@ -240,8 +250,13 @@ class Sums:
         f, here = self.frame.function, self.here
 
         def store() -> None:
+            output = self.frame.output
+            if output.merged is not None:
+                for r in range(0, len(totals), 2):
+                    output.store_merged(f, self.channels[r], totals[r : r + 2], here.offsets, here.last)
+                return
             for channel, row in zip(self.channels, totals):
-                self.frame.output.store(f, channel, row, here.offsets, here.last)
+                output.store(f, channel, row, here.offsets, here.last)
 
         if self.blocks == 1:
             store()

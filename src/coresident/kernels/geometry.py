@@ -31,16 +31,30 @@ def window(node: Node, graph: Graph) -> Window:
     return Window.of(node, x.sizes[2:], w.sizes[2:])
 
 
+def is_depthwise(node: Node, graph: Graph) -> bool:
+    """Whether each group has one input channel and few outputs, so that planes are worked on one by one."""
+    weights, groups = graph.fact(node.inputs[1]), node.get("group", 1)
+    assert weights is not None
+    return groups > 1 and weights.sizes[1] == 1 and weights.sizes[0] <= 4 * groups
+
+
+def is_read_in_place(node: Node, graph: Graph) -> bool:
+    """Whether a strided convolution takes every other pixel as it loads, instead of a copy split by phase.
+
+    A depthwise one reads each plane once: the copy would cost more than the shuffles.
+    """
+    return is_depthwise(node, graph) and window(node, graph).strides[-1] <= 2
+
+
 def halo(node: Node, graph: Graph) -> tuple[tuple[int, int], ...]:
-    """The zeros around its input that a convolution reads; none if strided, since it reads a copy split by
-    phase."""
+    """The zeros around its input that a convolution reads; none if it reads a copy split by phase instead."""
     w = window(node, graph)
-    if any(s != 1 for s in w.strides):
+    if any(s != 1 for s in w.strides) and not is_read_in_place(node, graph):
         return ((0, 0),) * len(w.kernel)
     spatial, out = graph.facts[node.inputs[0]].sizes[2:], graph.facts[node.outputs[0]].sizes[2:]
     return tuple(
-        (begin, max(0, o - 1 + (k - 1) * d - begin - (s - 1)))
-        for s, o, k, d, begin in zip(spatial, out, w.kernel, w.dilations, w.pads_begin)
+        (begin, max(0, (o - 1) * t + (k - 1) * d - begin - (s - 1)))
+        for s, o, t, k, d, begin in zip(spatial, out, w.strides, w.kernel, w.dilations, w.pads_begin)
     )
 
 
@@ -61,18 +75,24 @@ class Geometry:
     channel_stride: int
     strides: tuple[int, ...]
 
+    @property
+    def step(self) -> int:
+        """Elements of the input from one pixel of a row to the next."""
+        return self.strides[-1]
+
 
 def geometry(node: Node, plan: Plan) -> Geometry:
     """Make the input ready to be read with unit stride, by a copy if need be."""
     w = window(node, plan.graph)
-    if all(s == 1 for s in w.strides):
+    if all(s == 1 for s in w.strides) or is_read_in_place(node, plan.graph):
         x = plan.planar(node.inputs[0], halo(node, plan.graph))
         strides = x.layout.strides[2:]
         taps = tuple(
             sum((i * d - begin) * s for i, d, begin, s in zip(position, w.dilations, w.pads_begin, strides))
             for position in itertools.product(*map(range, w.kernel))
         )
-        return Geometry(x, taps, x.layout.strides[0], x.layout.strides[1], strides)
+        steps = tuple(s * t for s, t in zip(strides, w.strides))
+        return Geometry(x, taps, x.layout.strides[0], x.layout.strides[1], steps)
     split = phases.split(plan, plan.tensor(node.inputs[0]), w, plan.tensor(node.outputs[0]).layout)
     layout = split.tensor.layout
     strides = layout.strides[3:]
@@ -128,7 +148,12 @@ def can_run_flat(strides: Sequence[int], out: Layout, extras: Sequence[Layout], 
     def same(layout: Layout) -> bool:
         return all(a == b for a, b, size in zip(layout.strides[2:], strides, spatial) if size > 1)
 
-    return out.slack >= lanes and all(map(same, (out, *extras))) and all(e.slack >= lanes for e in extras)
+    return (
+        strides[-1] == 1
+        and out.slack >= lanes
+        and all(map(same, (out, *extras)))
+        and all(e.slack >= lanes for e in extras)
+    )
 
 
 def tiles(
@@ -162,10 +187,10 @@ def tiles(
     last = lanes if flat or rest == 0 else rest - (rest_vectors - 1) * lanes
     if rest and rest_vectors == vectors and last == lanes:
         whole, rest = whole + 1, 0
-    steps = np.array(range(whole), np.int64) * width
-    table = (starts[:, None, :] + steps[None, :, None]).reshape(-1, len(columns))
+    steps = np.array(range(whole), np.int64)[:, None] * width * np.array([c[-1] for c in columns])
+    table = (starts[:, None, :] + steps[None, :, :]).reshape(-1, len(columns))
     if rest:
-        table = np.concatenate([table, starts + whole * width])
+        table = np.concatenate([table, starts + whole * width * np.array([c[-1] for c in columns])])
     return Tiles(
         table.astype(np.int32),
         len(starts) * whole,

@@ -153,6 +153,7 @@ def emit(
         **info,
         "kernel": "sparse",
         "pattern": "unstructured" if shared == 1 else f"shared by {shared} output channels",
+        "shared": shared,
         "tile": str(choice),
         "estimated_cycles": choice.cycles,
     }

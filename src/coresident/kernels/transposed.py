@@ -20,7 +20,7 @@ from coresident.codegen.types import F32, I64
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
 from coresident.graph.operators.windows import TransposedWindow
-from coresident.kernels import dense, dense_code, sparse, sparse_code
+from coresident.kernels import cost, dense, dense_code, sparse, sparse_code
 from coresident.kernels.convolution import constant_weights
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
@@ -62,7 +62,12 @@ def transposed(node: Node, plan: Plan) -> None:
     x = plan.planar(node.inputs[0], halo)
     split = weights.reshape(groups, inputs, per_group, *weights.shape[2:]).swapaxes(1, 2)
     full_bias = np.zeros(groups * per_group, np.float32) if bias is None else bias
-    merged = _phase_planes(plan, x, (out.shape[0], out.shape[1], len(phases), *sizes))
+    if _is_pixel_shuffle(w, spatial, x_spatial):
+        choice = _merged_choice(plan, x, split, out, w, epilogue)
+        if not _sparse_phases_win(plan, x, split, out, choice.cycles, epilogue):
+            _emit_merged(node, plan, x, split, full_bias, out, w, epilogue, choice)
+            return
+    planes = _phase_planes(plan, x, (out.shape[0], out.shape[1], len(phases), *sizes))
     for index, phase in enumerate(phases):
         per_dimension = [_taps(w, d, p) for d, p in enumerate(phase)]
         positions = list(itertools.product(*per_dimension))
@@ -72,10 +77,10 @@ def transposed(node: Node, plan: Plan) -> None:
         picked = [split[(slice(None),) * 3 + tuple(k for k, _ in position)] for position in positions]
         part = np.stack(picked, axis=-1) if picked else np.zeros((groups, per_group, inputs, 1), np.float32)
         g = Geometry(x, taps or (0,), x.layout.strides[0], x.layout.strides[1], x.layout.strides[2:])
-        view = merged.layout
+        view = planes.layout
         target = Tensor(
             "",
-            merged.dtype,
+            planes.dtype,
             Layout(
                 (*out.shape[:2], *sizes),
                 (*view.strides[:2], *view.strides[3:]),
@@ -84,10 +89,104 @@ def transposed(node: Node, plan: Plan) -> None:
                 ((0, 0),) * (2 + rank),
                 view.slack,
             ),
-            merged.storage,
+            planes.storage,
         )
         _phase(node, plan, g, part, full_bias, target, epilogue, last=index == len(phases) - 1)
-    _interleave(plan, merged, out, w.strides, phases)
+    _interleave(plan, planes, out, w.strides, phases)
+
+
+def _is_pixel_shuffle(w: TransposedWindow, spatial: Sequence[int], x_spatial: Sequence[int]) -> bool:
+    """Whether windows meet without overlapping: every phase is then a 1x1 convolution of the same pixel."""
+    covers = all(o == i * s for o, i, s in zip(spatial, x_spatial, w.strides))
+    return w.kernel == w.strides and w.strides[-1] == 2 and covers and not any(w.pads_begin)
+
+
+def _as_channels(split: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """[groups, outputs, inputs, kernel...] -> [groups, outputs * phases, inputs, 1], phases fastest."""
+    groups, outputs, inputs = split.shape[:3]
+    flat = split.reshape(groups, outputs, inputs, -1)
+    return flat.transpose(0, 1, 3, 2).reshape(groups, -1, inputs, 1)
+
+
+def _coarse(out: Tensor, w: TransposedWindow) -> Tensor:
+    """The output seen at the input's pixels: each the first of its phases."""
+    view = out.layout
+    shape = (*view.shape[:2], *(o // s for o, s in zip(view.shape[2:], w.strides)))
+    strides = (*view.strides[:2], *(t * s for t, s in zip(view.strides[2:], w.strides)))
+    return Tensor("", out.dtype, view.view(shape, strides, 0), out.storage)
+
+
+def _point(x: Tensor) -> Geometry:
+    """Reads the pixel itself."""
+    strides = x.layout.strides
+    return Geometry(x, (0,), strides[0], strides[1], strides[2:])
+
+
+def _merged_shape(x: Tensor, rows: np.ndarray[Any, Any]) -> Shape:
+    groups, outputs, inputs, _ = rows.shape
+    return Shape(x.shape[0], groups, inputs, outputs, 1, math.prod(x.shape[2:]))
+
+
+def _merged_choice(
+    plan: Plan, x: Tensor, split: np.ndarray[Any, Any], out: Tensor, w: TransposedWindow, epilogue: Epilogue
+) -> dense.Choice:
+    shape = _merged_shape(x, _as_channels(split))
+    return dense.choose(plan, _point(x), shape, _coarse(out, w), epilogue, merged=True)
+
+
+def _sparse_phases_win(
+    plan: Plan, x: Tensor, split: np.ndarray[Any, Any], out: Tensor, cycles: float, epilogue: Epilogue
+) -> bool:
+    """Whether skipping zeros phase by phase, and interleaving the phases after, is faster than `cycles`."""
+    if not plan.sparse or np.count_nonzero(split) == split.size:
+        return False
+    rows = _as_channels(split)
+    phases = rows.shape[1] // split.shape[1]
+    one = rows.reshape(split.shape[0], split.shape[1], phases, -1, 1)[:, :, 0]
+    planes = Layout.planar(
+        (*out.shape[:2], *x.shape[2:]), (0,) * len(x.shape[2:]), ((0, 0),) * len(x.shape[2:]), 8
+    )
+    target = Tensor("", out.dtype, planes, out.storage)
+    choice = sparse.choose(plan, _point(x), _merged_shape(x, one), one, target, epilogue)
+    interleaving = 8 * out.layout.elements / cost.Machine.of(plan.target).l3_bytes
+    return phases * choice.cycles + interleaving < cycles
+
+
+def _emit_merged(
+    node: Node,
+    plan: Plan,
+    x: Tensor,
+    split: np.ndarray[Any, Any],
+    bias: np.ndarray[Any, Any],
+    out: Tensor,
+    w: TransposedWindow,
+    epilogue: Epilogue,
+    choice: dense.Choice,
+) -> None:
+    """All phases as channels of one 1x1 convolution, which interleaves them as it stores."""
+    rows = _as_channels(split)
+    shape = _merged_shape(x, rows)
+    info = _info(node, shape, rows, out, epilogue)
+    merged = tuple(zip(w.strides[:-1], out.layout.strides[2:-1]))
+    repeated = np.repeat(bias, math.prod(w.strides))
+    target = _coarse(out, w)
+    dense_code.emit(plan, _point(x), shape, choice, rows, repeated, target, epilogue, info, merged=merged)
+
+
+def _info(
+    node: Node, shape: Shape, weights: np.ndarray[Any, Any], out: Tensor, epilogue: Epilogue
+) -> dict[str, Any]:
+    nonzeros = int(np.count_nonzero(weights))
+    return {
+        "op": node.op,
+        "shape": list(out.shape),
+        "kernel_shape": list(weights.shape),
+        "epilogue": epilogue.name,
+        "macs": shape.macs,
+        "nonzero_macs": shape.batch * shape.pixels * nonzeros,
+        "sparsity": 1 - nonzeros / max(1, weights.size),
+        "why": [],
+    }
 
 
 def _phase_planes(plan: Plan, x: Tensor, shape: Sequence[int]) -> Tensor:
@@ -125,19 +224,9 @@ def _phase(
     """One phase as a convolution: weights [groups, outputs, inputs, taps]."""
     groups, outputs, inputs, taps = weights.shape
     shape = Shape(out.shape[0], groups, inputs, outputs, taps, math.prod(out.shape[2:]))
-    nonzeros = int(np.count_nonzero(weights))
-    info: dict[str, Any] = {
-        "op": node.op,
-        "shape": list(out.shape),
-        "kernel_shape": list(weights.shape),
-        "epilogue": epilogue.name,
-        "macs": shape.macs,
-        "nonzero_macs": shape.batch * shape.pixels * nonzeros,
-        "sparsity": 1 - nonzeros / max(1, weights.size),
-        "why": [],
-    }
+    info = _info(node, shape, weights, out, epilogue)
     as_dense = dense.choose(plan, g, shape, out, epilogue)
-    if plan.sparse and nonzeros < weights.size:
+    if plan.sparse and np.count_nonzero(weights) < weights.size:
         as_sparse = sparse.choose(plan, g, shape, weights, out, epilogue)
         if as_sparse.cycles < as_dense.cycles:
             sparse_code.emit(plan, g, shape, as_sparse, weights, bias, out, epilogue, info, barrier=last)

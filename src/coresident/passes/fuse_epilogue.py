@@ -37,11 +37,36 @@ RESULT = ""
 
 
 def _constants_only(view: View, node: Node) -> Patch | None:
-    return _absorb(view, node, residuals=0)
+    return _patch(_absorb(view, node, residuals=0))
 
 
 def _residuals_too(view: View, node: Node) -> Patch | None:
-    return _absorb(view, node, residuals=RESIDUALS)
+    return _patch(_absorb(view, node, residuals=RESIDUALS))
+
+
+def _patch(answer: Patch | str) -> Patch | None:
+    return answer if isinstance(answer, Patch) else None
+
+
+def reasons(graph: Graph) -> dict[str, str]:
+    """Why element-wise work of a graph that was fused is not done where its operand is made.
+
+    Args:
+        graph: with facts for all values.
+
+    Returns:
+        {first output of an element-wise node: why not}, for those that read the result of a host.
+    """
+    view = View(graph)
+    found = {}
+    for host in graph.nodes:
+        if host.op not in HOSTS:
+            continue
+        why = _absorb(view, host, RESIDUALS)
+        for reader in view.readers(host.outputs[0]):
+            if isinstance(why, str) and Fused.of(reader) is not None:
+                found[reader.outputs[0]] = f"not fused into {host.op} {host.name or host.outputs[0]}: {why}"
+    return found
 
 
 def _epilogue(node: Node) -> Fused:
@@ -49,17 +74,22 @@ def _epilogue(node: Node) -> Fused:
     return Fused((RESULT, *node.inputs[HOSTS[node.op] :]), expression)
 
 
-def _absorb(view: View, host: Node, residuals: int) -> Patch | None:
+def _absorb(view: View, host: Node, residuals: int) -> Patch | str:
+    """The patch that puts the reader of a host's result into the host, or why there is none."""
     if host.op not in HOSTS:
-        return None
+        return "it can carry nothing"
     result = host.outputs[0]
     reader = view.sole_reader(result)
+    if reader is None:
+        return f"its result has {len(view.readers(result)) + view.is_output(result)} readers"
     step = Fused.of(reader)
-    if reader is None or step is None or not _keeps(view, result, reader.outputs[0]):
-        return None
+    if step is None:
+        return "its reader is not element-wise"
+    if not _keeps(view, result, reader.outputs[0]):
+        return "the shape or type changes"
     epilogue = _epilogue(host)
     if len(epilogue.expression.steps) + len(step.expression.steps) > STEPS:
-        return None
+        return f"more than {STEPS} operators"
     constants: dict[str, Array] = {}
     names: dict[str, str] = {}
     for name in step.inputs:
@@ -69,21 +99,23 @@ def _absorb(view: View, host: Node, residuals: int) -> Patch | None:
             continue
         small = _broadcast_small(host, operand, view.shape(result))
         if small is None or operand.dtype != view.dtype(result):
-            return None
+            return f"a constant of shape {list(operand.shape)} varies along other axes than the channels"
         names[name] = name if small.shape == operand.shape else view.fresh(f"{name}.operand")
         if names[name] != name:
             constants[names[name]] = small
     shape = view.shape(result)
     whole = {name for name in step.inputs if name != result and view.constant(name) is None}
     if whole and host.op == "ConvTranspose":
-        return None
-    if any(not _is_like(view, name, result) or not _may_wait(view, name, host, reader) for name in whole):
-        return None
+        return "it can't read further values"
+    if any(not _is_like(view, name, result) for name in whole):
+        return "it reads a value of another shape"
+    if any(not _may_wait(view, name, host, reader) for name in whole):
+        return "it belongs to a later operator"
     before = {
         name for name in epilogue.inputs[1:] if view.shape(name) == shape and view.constant(name) is None
     }
     if whole and len(whole | before) > residuals:
-        return None
+        return f"it would read more than {residuals} further values"
     outer = Fused(tuple(names[name] for name in step.inputs), step.expression)
     merged = outer.after(result, epilogue)
     own = host.inputs[: HOSTS[host.op]]

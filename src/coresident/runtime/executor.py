@@ -158,7 +158,7 @@ class Executor:
         features: of this machine's CPU, by LLVM's names; None for what the system tells, if it does.
 
     Raises:
-        TargetError: the CPU lacks a feature that the code uses.
+        TargetError: the code is for another kind of CPU, or uses a feature that this one lacks.
         ArtifactError: the program is corrupt.
         ResourceError: no memory, or executable memory is refused.
     """
@@ -168,6 +168,8 @@ class Executor:
             raise InputError(f"{threads} threads; at least 1 is needed")
         found = cpu.features() if features is None else features
         machine = program.target.split("-", 1)[0]
+        if machine != cpu.machine():
+            raise TargetError(f"the program was compiled for {machine}, and this CPU is {cpu.machine()}")
         if found is not None and (lacking := cpu.lacking(program.features, found)):
             raise TargetError(
                 f"the program was compiled for a CPU with {', '.join(lacking)}, which this CPU lacks"

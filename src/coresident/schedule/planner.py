@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,9 +33,26 @@ class _Buffer:
 
 
 class Planner:
-    """Implements `kernels.lowering.Plan` for one graph and one target."""
+    """Implements `kernels.lowering.Plan` for one graph and one target.
 
-    def __init__(self, graph: Graph, target: Target, threads: int, sparse: bool = True) -> None:
+    Args:
+        graph: optimised, with facts for all values.
+        target: to compile for.
+        threads: that will run the program.
+        sparse: whether zeros among the weights are skipped.
+        remarks: {first output of a node: what to tell of it beside what its lowering tells}.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        target: Target,
+        threads: int,
+        sparse: bool = True,
+        remarks: Mapping[str, str] | None = None,
+    ) -> None:
+        self._remarks = remarks or {}
+        self._remark = ""
         self.graph, self.target, self.threads, self.sparse = graph, target, threads, sparse
         self._places = layouts.assign(graph, target)
         self._tensors: dict[str, Tensor] = {}
@@ -88,7 +105,8 @@ class Planner:
             tensor.dtype == np.float32
             and not (tensor.storage.kind == "input" and layout.origin)
             and (layout.strides[-1] == 1 or layout.shape[-1] == 1)
-            and (layout.slack >= lanes or not any(map(any, wanted)))
+            # Kernels read up to a vector past the end of a row: in the arena there is always room for that.
+            and (layout.slack >= lanes or (tensor.storage.kind == "arena" and not any(map(any, wanted))))
             and all(have[0] >= want[0] and have[1] >= want[1] for have, want in zip(layout.halo[2:], wanted))
         )
         if fits:
@@ -162,6 +180,8 @@ class Planner:
         if writes:
             details["shape"] = list(writes[0].shape)
         details |= info or {}
+        if self._remark and details["op"] == self._op:
+            details["why"] = [*details.get("why", ()), self._remark]
         self._steps.append((self._symbol(function), tuple(operands), tasks, barrier, details))
 
     def _symbol(self, function: Function) -> str:
@@ -205,6 +225,7 @@ class Planner:
             raise UnsupportedModel(f"no kernels for {', '.join(missing)}")
         for node in self.graph.nodes:
             self._node, self._op = node.name or node.outputs[0], node.op
+            self._remark = self._remarks.get(node.outputs[0], "")
             try:
                 FAMILIES[node.op].lower(node, self)
             except Error as error:
