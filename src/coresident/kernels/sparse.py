@@ -1,15 +1,11 @@
 """Sparse direct convolution: only the weights that are not zero are stored, read and multiplied.
 
-For one tile of pixels and one output channel, each nonzero weight is broadcast and multiplied with the
-vectors of
-pixels that its tap reads (Elsen et al., "Fast sparse ConvNets", 2020; Park et al., "Faster CNNs with direct
-sparse
+For one tile of pixels and one output channel, each nonzero weight is broadcast and multiplied with the vectors of
+pixels that its tap reads (Elsen et al., "Fast sparse ConvNets", 2020; Park et al., "Faster CNNs with direct sparse
 convolutions", 2017, for kernels larger than one pixel). What binds is loading activations, hence:
 
 * input channels are taken in blocks whose part of the tile fits L1;
-* rows of a block stand in the order of their number of nonzeros, and the code jumps into an unrolled
-  sequence for the
-  odd ones: the jump repeats and is predicted, where the varying exit of a loop would not be;
+* rows of a block stand in the order of their number of nonzeros, so that branches on it are predicted;
 * where 2 or 4 output channels share their pattern, each load serves them all.
 """
 
@@ -35,8 +31,8 @@ from coresident.kernels.geometry import (
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.tiling import Cut
 
-UNROLL = 8
-"""Nonzeros in one round of the inner loop; what is left of a row, up to one less, is jumped into."""
+UNROLL = 4
+"""Nonzeros in one round of the inner loop, a power of two."""
 
 
 @dataclass(frozen=True)

@@ -77,18 +77,22 @@ class _Code:
         """Add `count` nonzeros from the stream to the totals, and move the position past them."""
         f = self.frame.function
         size = 4 * (1 + self.choice.shared)
-        with f.loop(0, count >> (UNROLL.bit_length() - 1)):
+
+        def some(number: int) -> None:
             at = position.get()
-            for index in range(UNROLL):
+            for index in range(number):
                 self._one(x, at, index, totals)
-            position.set(f.offset(at, UNROLL * size))
-        left = count & (UNROLL - 1)
-        # Step i of the unrolled sequence reads the nonzero that lies UNROLL - 1 - i before the end of the
-        # row.
-        end = f.offset(position.get(), left * size)
-        for step in f.switch_down(left, UNROLL - 1):
-            self._one(x, end, step - (UNROLL - 1), totals)
-        position.set(end)
+            position.set(f.offset(at, number * size))
+
+        with f.loop(0, count >> (UNROLL.bit_length() - 1)):
+            some(UNROLL)
+        # What is left by its binary digits: rows of like length follow each other, so these branches are predicted
+        # as an indirect jump into the sequence is not.
+        part = UNROLL // 2
+        while part:
+            with f.when((count & part).differs(0)):
+                some(part)
+            part //= 2
 
     def _one(self, x: Value, at: Value, index: int, totals: Sequence[Sequence[Variable]]) -> None:
         """The nonzero `index` places from an address in the stream: one weight for each channel that shares
