@@ -14,6 +14,16 @@ Array = np.ndarray[Any, Any]
 
 LEAST_OUTPUTS = 8
 """Layers of fewer outputs are not pruned, nor are the first and the depthwise ones."""
+MOBILENET_V2 = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+"""Expansion, output channels, blocks and first stride of each of its stages (table 2 of the paper)."""
 
 
 class _Builder:
@@ -97,12 +107,14 @@ class _Builder:
         return bytes(model.SerializeToString())
 
 
-def resnet50(size: int = 64, blocks: Sequence[int] = (3, 4, 6, 3), sparsity: float = 0.0, seed: int = 0) -> bytes:
+def resnet50(
+    size: int = 64, blocks: Sequence[int] = (3, 4, 6, 3), sparsity: float = 0.0, seed: int = 0
+) -> bytes:
     """ResNet-50 (He et al., 2015) with the stride in the 3x3 convolutions.
 
     Args:
         size: of the picture [1, 3, size, size].
-        blocks: of each of the four stages; all the different layers are there from (2, 2, 2, 2) on.
+        blocks: of each of the four stages; (3, 4, 6, 3) makes the network of 50 layers.
         sparsity: share of the weights that are zero, anywhere.
         seed: of the weights.
     """
@@ -143,7 +155,8 @@ def mobilenet_v2(size: int = 64, sparsity: float = 0.0, seed: int = 0) -> bytes:
     x = b.relu6(b.normalised(b.convolution("x", 3, 32, (3, 3), 2), 32))
     channels = 32
     for expansion, outputs, count, stride in (
-        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320,
+        1, 1),
     ):  # fmt: skip
         for i in range(count):
             x = block(x, channels, outputs, 1 if i else stride, expansion)

@@ -91,11 +91,11 @@ def sparse_rows(
         unaligned: half of the vectors then touch two cache lines.
         resident: whether the tile's activations lie in L1.
     """
-    per_vector = 1.5 if unaligned else 1.0
+    per_vector = 1.6 if unaligned else 1.0
     load = (vectors * per_vector + shared) / machine.loads
     fma = vectors * shared / machine.fmas
     issue = (vectors * max(shared, 1) + (vectors if shared > 1 else 0) + shared + 1.5) / machine.issue
     far = 0.0 if resident else vectors * vector_bytes * (1.25 if unaligned else 1.0) / machine.l2_bytes
     body = nonzeros * max(load, fma, issue, far, 4.0 if vectors * shared < 8 else 0.0)
-    ends = 8 + 1.5 * vectors * shared
+    ends = 14 + 2.0 * vectors * shared
     return rows * (body + ends) + changes * machine.mispredict

@@ -97,7 +97,8 @@ class Output:
         channel_strides: elements between channels, of y and of the tensors.
         mask: pointer to the border mask (int32, one a pixel of the flat run), or None.
         vector: type of a register.
-        merged: for a transposed convolution that computes all phases of its output as channels: (phases, elements
+        merged: for a transposed convolution that computes all phases of its output as channels: (phases,
+            elements
             from one to the next) of each dimension but the last, which has two phases. None otherwise.
     """
 

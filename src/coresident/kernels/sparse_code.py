@@ -86,7 +86,8 @@ class _Code:
 
         with f.loop(0, count >> (UNROLL.bit_length() - 1)):
             some(UNROLL)
-        # What is left by its binary digits: rows of like length follow each other, so these branches are predicted
+        # What is left by its binary digits: rows of like length follow each other, so these branches are
+        # predicted
         # as an indirect jump into the sequence is not.
         part = UNROLL // 2
         while part:

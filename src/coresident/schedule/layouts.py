@@ -100,10 +100,14 @@ def planar_values(graph: Graph) -> dict[str, Halo]:
 def assign(graph: Graph, target: Target) -> dict[str, Place]:
     """The place of every value that a node makes.
 
-    Model inputs and outputs are not placed: they lie in the user's arrays.
+    Model inputs and outputs are not placed: they lie in the user's arrays; but an output whose rows are not
+    whole
+    vectors is made in planes, where runs of pixels cross row ends, and copied.
     """
     needs = planar_values(graph)
-    fixed = {*graph.inputs, *graph.outputs, *graph.initializers}
+    lanes = target.lanes(F32)
+    direct = {n for n in graph.outputs if n not in needs or graph.facts[n].sizes[-1] % lanes == 0}
+    fixed = {*graph.inputs, *direct, *graph.initializers}
     owner = _concatenations(graph, needs, fixed)
     for name, (root, _) in owner.items():
         top = _root(owner, root)
@@ -114,7 +118,6 @@ def assign(graph: Graph, target: Target) -> dict[str, Place]:
         spatial = graph.facts[name].sizes[2:]
         widest = tuple(max(pair) for pair in halo)
         gaps[spatial] = tuple(map(max, gaps.get(spatial, (0,) * len(spatial)), widest))
-    lanes = target.lanes(F32)
     places: dict[str, Place] = {}
 
     def place(name: str) -> Place:

@@ -79,7 +79,7 @@ class Planner:
             fact = self.graph.facts[name]
             port = Address("input", self.graph.inputs.index(name))
             tensor = Tensor(name, fact.dtype, Layout.contiguous(fact.sizes), port)
-        elif name in self.graph.outputs:
+        elif name in self.graph.outputs and name not in self._places:
             fact = self.graph.facts[name]
             port = Address("output", self.graph.outputs.index(name))
             tensor = Tensor(name, fact.dtype, Layout.contiguous(fact.sizes), port)
@@ -231,7 +231,8 @@ class Planner:
             except Error as error:
                 raise error.at(node=self._node, op=node.op) from error
         for i, name in enumerate(self.graph.outputs):
-            if name in self.graph.inputs or name in self.graph.initializers or name in self.graph.outputs[:i]:
+            elsewhere = {*self.graph.inputs, *self.graph.initializers, *self._places, *self.graph.outputs[:i]}
+            if name in elsewhere:
                 source = self.tensor(name)
                 self._node = name
                 movement.copy(
