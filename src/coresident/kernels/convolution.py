@@ -9,7 +9,7 @@ import numpy as np
 
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
-from coresident.kernels import dense, dense_code, depthwise, geometry, sparse, sparse_code
+from coresident.kernels import depthwise, direct, geometry
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
 from coresident.kernels.lowering import Plan, lowers
@@ -43,31 +43,12 @@ def convolution(node: Node, plan: Plan) -> None:
     full_bias = np.zeros(outputs, np.float32) if bias is None else bias
     epilogue = Epilogue.of(node, plan, 3)
     shape = Shape(out.shape[0], groups, weights.shape[1], outputs // groups, taps, math.prod(out.shape[2:]))
-    nonzeros = int(np.count_nonzero(weights))
-    info: dict[str, Any] = {
-        "op": node.op,
-        "shape": list(out.shape),
-        "kernel_shape": list(weights.shape),
-        "epilogue": epilogue.name,
-        "macs": shape.macs,
-        "nonzero_macs": shape.batch * shape.pixels * nonzeros,
-        "sparsity": 1 - nonzeros / max(1, weights.size),
-        "why": [],
-    }
+    info = direct.describe(node, shape, weights, out, epilogue)
     if geometry.is_depthwise(node, plan.graph):
+        if info["sparsity"] > 0.3:
+            info["why"].append("depthwise: a plane has too few products for skipping zeros to pay")
         depthwise.emit(node, plan, weights, full_bias, out, epilogue, info)
         return
     g = geometry.geometry(node, plan)
     split = weights.reshape(groups, outputs // groups, weights.shape[1], taps)
-    as_dense = dense.choose(plan, g, shape, out, epilogue)
-    if plan.sparse and nonzeros < weights.size:
-        as_sparse = sparse.choose(plan, g, shape, split, out, epilogue)
-        if as_sparse.cycles < as_dense.cycles:
-            sparse_code.emit(plan, g, shape, as_sparse, split, full_bias, out, epilogue, info)
-            return
-        if info["sparsity"] > 0.3:
-            info["why"].append(
-                f"dense: skipping {info['sparsity']:.0%} zeros would take "
-                f"{as_sparse.cycles / as_dense.cycles:.2f} times as long"
-            )
-    dense_code.emit(plan, g, shape, as_dense, split, full_bias, out, epilogue, info)
+    direct.emit(plan, g, shape, split, full_bias, out, epilogue, info)

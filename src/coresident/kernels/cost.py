@@ -97,5 +97,5 @@ def sparse_rows(
     issue = (vectors * max(shared, 1) + (vectors if shared > 1 else 0) + shared + 1.5) / machine.issue
     far = 0.0 if resident else vectors * vector_bytes * (1.25 if unaligned else 1.0) / machine.l2_bytes
     body = nonzeros * max(load, fma, issue, far, 4.0 if vectors * shared < 8 else 0.0)
-    ends = 14 + 2.0 * vectors * shared
+    ends = 8 + 3.0 * vectors * shared
     return rows * (body + ends) + changes * machine.mispredict

@@ -94,8 +94,8 @@ def choose(
     for shared in sharings:
         for block in block_sizes(shape.inputs):
             counts = union_counts(nonzero, shared, block, shape.taps)
-            changes = sum(len(np.unique(column)) for column in counts.T)
-            profiles[shared, block] = (counts, float(changes))
+            lengths = sum(len(np.unique(column)) for column in counts.T)
+            profiles[shared, block] = (counts, float(lengths))
     for flat in flats:
         for vectors in range(1, registers + 1):
             cutting = tiles(g.strides, out.layout, extras, lanes, vectors, flat)
@@ -108,7 +108,7 @@ def choose(
                     continue
                 blocks = counts.shape[1]
                 resident = block * reach <= machine.l1_bytes
-                if blocks > 1 and not resident and block != shape.inputs:
+                if blocks > 1 and not resident:
                     continue
                 stored = float(counts.sum())
                 total = 0.0
@@ -131,7 +131,7 @@ def choose(
                         vector_bytes,
                     )
                     # Bringing the tile into L1, partly hidden behind arithmetic.
-                    one += 0.8 * shape.groups * shape.inputs * reach / machine.l2_bytes
+                    one += 0.5 * shape.groups * shape.inputs * reach / machine.l2_bytes
                     stream = stored * 4 * (1 + shared)
                     rate = machine.l2_bytes if stream < machine.cache else machine.l3_bytes
                     total += count * max(one, stream / rate)

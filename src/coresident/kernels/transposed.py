@@ -20,7 +20,7 @@ from coresident.codegen.types import F32, I64
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
 from coresident.graph.operators.windows import TransposedWindow
-from coresident.kernels import cost, dense, dense_code, sparse, sparse_code
+from coresident.kernels import cost, dense, dense_code, direct, sparse
 from coresident.kernels.convolution import constant_weights
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
@@ -91,7 +91,10 @@ def transposed(node: Node, plan: Plan) -> None:
             ),
             planes.storage,
         )
-        _phase(node, plan, g, part, full_bias, target, epilogue, last=index == len(phases) - 1)
+        shape = Shape(out.shape[0], groups, inputs, per_group, part.shape[-1], math.prod(sizes))
+        info = direct.describe(node, shape, part, out, epilogue)
+        last = index == len(phases) - 1
+        direct.emit(plan, g, shape, part, full_bias, target, epilogue, info, barrier=last)
     _interleave(plan, planes, out, w.strides, phases)
 
 
@@ -149,7 +152,7 @@ def _sparse_phases_win(
     target = Tensor("", out.dtype, planes, out.storage)
     choice = sparse.choose(plan, _point(x), _merged_shape(x, one), one, target, epilogue)
     interleaving = 8 * out.layout.elements / cost.Machine.of(plan.target).l3_bytes
-    return phases * choice.cycles + interleaving < cycles
+    return bool(phases * choice.cycles + interleaving < cycles)
 
 
 def _emit_merged(
@@ -166,27 +169,11 @@ def _emit_merged(
     """All phases as channels of one 1x1 convolution, which interleaves them as it stores."""
     rows = _as_channels(split)
     shape = _merged_shape(x, rows)
-    info = _info(node, shape, rows, out, epilogue)
+    info = direct.describe(node, shape, rows, out, epilogue)
     merged = tuple(zip(w.strides[:-1], out.layout.strides[2:-1]))
     repeated = np.repeat(bias, math.prod(w.strides))
     target = _coarse(out, w)
     dense_code.emit(plan, _point(x), shape, choice, rows, repeated, target, epilogue, info, merged=merged)
-
-
-def _info(
-    node: Node, shape: Shape, weights: np.ndarray[Any, Any], out: Tensor, epilogue: Epilogue
-) -> dict[str, Any]:
-    nonzeros = int(np.count_nonzero(weights))
-    return {
-        "op": node.op,
-        "shape": list(out.shape),
-        "kernel_shape": list(weights.shape),
-        "epilogue": epilogue.name,
-        "macs": shape.macs,
-        "nonzero_macs": shape.batch * shape.pixels * nonzeros,
-        "sparsity": 1 - nonzeros / max(1, weights.size),
-        "why": [],
-    }
 
 
 def _phase_planes(plan: Plan, x: Tensor, shape: Sequence[int]) -> Tensor:
@@ -209,29 +196,6 @@ def _phase_planes(plan: Plan, x: Tensor, shape: Sequence[int]) -> Tensor:
         lanes,
     )
     return plan.temporary(layout, np.float32)
-
-
-def _phase(
-    node: Node,
-    plan: Plan,
-    g: Geometry,
-    weights: np.ndarray[Any, Any],
-    bias: np.ndarray[Any, Any],
-    out: Tensor,
-    epilogue: Epilogue,
-    last: bool,
-) -> None:
-    """One phase as a convolution: weights [groups, outputs, inputs, taps]."""
-    groups, outputs, inputs, taps = weights.shape
-    shape = Shape(out.shape[0], groups, inputs, outputs, taps, math.prod(out.shape[2:]))
-    info = _info(node, shape, weights, out, epilogue)
-    as_dense = dense.choose(plan, g, shape, out, epilogue)
-    if plan.sparse and np.count_nonzero(weights) < weights.size:
-        as_sparse = sparse.choose(plan, g, shape, weights, out, epilogue)
-        if as_sparse.cycles < as_dense.cycles:
-            sparse_code.emit(plan, g, shape, as_sparse, weights, bias, out, epilogue, info, barrier=last)
-            return
-    dense_code.emit(plan, g, shape, as_dense, weights, bias, out, epilogue, info, barrier=last)
 
 
 def _interleave(
