@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,13 @@ RUN_TARGETS = {"host": HOST} | _NARROWER
 """Targets whose code this machine runs; one that would make the code that the host's does is left out."""
 TARGETS = tuple(RUN_TARGETS)
 """Their names."""
+WIDTHS = {
+    "4 lanes": replace(HOST, vector_bits=128, registers=32),
+    "16 lanes": replace(HOST, vector_bits=512, registers=32),
+}
+"""This machine, with the vectors and registers of NEON and of AVX-512: LLVM makes its own instructions of
+them, so the
+code that those CPUs get is run here but for the choice of instructions."""
 EMIT_TARGETS = {name: NAMED[name] for name in ("x86-64-avx512", "aarch64-neon")}
 """Targets that code is made for without running it."""
 
@@ -64,13 +72,13 @@ def check_node(
     """Run a network of one node through the compiler and compare all its outputs with the reference.
 
     Args:
-        target: a name of `TARGETS`.
+        target: a name of `TARGETS` or `WIDTHS`.
         tolerance: of the largest difference, relative to the largest magnitude of the output.
     """
     outputs = [name for name in node.outputs if name]
     graph = graph_of([node], feeds, outputs, constants)
     wanted = evaluate(graph, dict(feeds))
-    results = run_graph(graph, feeds, RUN_TARGETS[target], threads, sparse)
+    results = run_graph(graph, feeds, (RUN_TARGETS | WIDTHS)[target], threads, sparse)
     for name, got in zip(outputs, results):
         want = wanted[name]
         assert (got.dtype, got.shape) == (want.dtype, want.shape), name

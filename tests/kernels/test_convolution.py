@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import TARGETS, check_node
+from support import EMIT_TARGETS, HOST, TARGETS, WIDTHS, check_node, graph_of
 
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Node
+from coresident.schedule.planner import Planner
 
 SIZES = (1, 2, 5, 7, 8, 9, 13, 15, 16, 17, 31, 33)
 
@@ -112,6 +113,13 @@ def test_random_convolutions(seed: int, target: str) -> None:
     check_node(node, feeds, constants, target=target, threads=1 + seed % 2)
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("seed", range(100, 120))
+def test_random_convolutions_of_other_widths(seed: int, width: str) -> None:
+    node, feeds, constants = _random(seed).feeds(seed)
+    check_node(node, feeds, constants, target=width, threads=1 + seed % 2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1000, 4000))
 def test_many_random_convolutions(seed: int) -> None:
@@ -149,6 +157,22 @@ NAMED = {
 def test_named_convolutions(name: str, target: str) -> None:
     node, feeds, constants = NAMED[name].feeds(7)
     check_node(node, feeds, constants, target=target, threads=2)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", NAMED)
+def test_named_convolutions_of_other_widths(name: str, width: str) -> None:
+    node, feeds, constants = NAMED[name].feeds(7)
+    check_node(node, feeds, constants, target=width)
+
+
+@pytest.mark.parametrize("target", EMIT_TARGETS)
+@pytest.mark.parametrize("name", NAMED)
+def test_code_is_made_for_other_targets(name: str, target: str) -> None:
+    node, feeds, constants = NAMED[name].feeds(7)
+    program = Planner(graph_of([node], feeds, ["y"], constants), EMIT_TARGETS[target], 2).program()
+    assert program.target == EMIT_TARGETS[target].key != HOST.key
+    assert all(program.objects)
 
 
 @pytest.mark.parametrize("density", [0.1, 1.0])
