@@ -23,7 +23,8 @@ class Machine:
         issue: instructions.
         l2_bytes, l3_bytes: streamed from those caches.
         mispredict: cycles lost to a mispredicted branch.
-        l1_bytes: of L1 that a tile's activations may fill.
+        l1_bytes, dense_l1_bytes: of L1 that a tile's activations may fill; the weights of a dense kernel stream
+            through it beside them.
         cache: of L2.
     """
 
@@ -34,6 +35,7 @@ class Machine:
     l3_bytes: float
     mispredict: float
     l1_bytes: int
+    dense_l1_bytes: int
     cache: int
 
     @staticmethod
@@ -48,6 +50,7 @@ class Machine:
             l3_bytes=10,
             mispredict=18,
             l1_bytes=target.l1_bytes * 3 // 4,
+            dense_l1_bytes=target.l1_bytes // 2,
             cache=target.l2_bytes * 3 // 4,
         )
 

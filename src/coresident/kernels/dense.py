@@ -67,11 +67,11 @@ def choose(
                 continue
             reach = 4 * footprint(g, vectors * lanes)
             sizes = block_sizes(shape.inputs)
-            block = next((size for size in sizes if size * reach <= machine.l1_bytes), sizes[-1])
+            block = next((size for size in sizes if size * reach <= machine.dense_l1_bytes), sizes[-1])
             block = min(shape.inputs, max(block, 16))
             blocks = -(-shape.inputs // block)
             depth = shape.inputs * shape.taps / blocks
-            resident = block * reach <= machine.l1_bytes
+            resident = block * reach <= machine.dense_l1_bytes
             weights = 4 * shape.outputs * shape.inputs * shape.taps
             for group in sorted({min(size, shape.outputs) for size in GROUPS}):
                 if vectors * group > limit or (merged and group % 2):
