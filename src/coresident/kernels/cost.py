@@ -23,7 +23,8 @@ class Machine:
         issue: instructions.
         l2_bytes, l3_bytes: streamed from those caches.
         mispredict: cycles lost to a mispredicted branch.
-        l1_bytes, dense_l1_bytes: of L1 that a tile's activations may fill; the weights of a dense kernel stream
+        l1_bytes, dense_l1_bytes: of L1 that a tile's activations may fill; the weights of a dense kernel
+            stream
             through it beside them.
         cache: of L2.
     """
