@@ -19,6 +19,9 @@ from coresident.kernels.geometry import Geometry
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.tiling import cut
 
+WEIGHTS_AHEAD = 1024
+"""Bytes of weights asked for in advance: hardware prefetchers stop at the end of each page of 4 KiB."""
+
 UNROLLED_TAPS = 12
 """Taps unrolled at most: with 27 or 49 LLVM takes seconds, and the loop costs nothing beside 12 sums."""
 
@@ -96,6 +99,10 @@ class _Code:
         self._prefetch(here, unit, start, stop)
         unroll = self._unroll()
         with f.loop(start, stop, unroll) as c:
+            round_bytes = 4 * unroll * taps * packed
+            for stream in streams:
+                for line in range(0, round_bytes, 64):
+                    f.prefetch(stream, (c - start) * (4 * taps * packed) + WEIGHTS_AHEAD + line)
             for u in range(unroll):
                 at_x = f.offset(here.x, c * self.g.channel_stride + u * self.g.channel_stride, F32)
                 at_w = [f.offset(s, (c - start + u) * (taps * packed), F32) for s in streams]
