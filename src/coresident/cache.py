@@ -13,7 +13,7 @@ import os
 import stat
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,8 @@ from coresident.runtime.program import Program
 
 LIMIT_BYTES = 2 << 30
 _SUFFIX = ".cres"
+_KEY = "cache_key"
+"""Where an entry says what it is, whatever its file is named."""
 _ABANDONED_SECONDS = 3600
 
 
@@ -104,6 +106,8 @@ class DiskCache:
         try:
             _check_owner(path)
             program = artifact.read(path)
+            if program.info.pop(_KEY, None) != key:
+                raise ArtifactError("was made for something else", file=path)
         except Error as error:
             self._discard(path, error)
             return None
@@ -114,7 +118,8 @@ class DiskCache:
     def put(self, key: str, program: Program) -> None:
         try:
             # Not synchronised with the disk: an entry that a crash cuts is found out when it is read.
-            artifact.write(program, self.folder / (key + _SUFFIX), mode=0o600, sync=False)
+            entry = replace(program, info={**program.info, _KEY: key})
+            artifact.write(entry, self.folder / (key + _SUFFIX), mode=0o600, sync=False)
             self._evict()
         except (Error, OSError) as error:
             self._warn_once(f"the compiled program can't be kept in the cache: {error}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from coresident.codegen import llvm
 from coresident.codegen.target import NAMED, Target
-from coresident.errors import InputError, TargetError
+from coresident.errors import InputError, ModelError, ResourceError, TargetError
 from coresident.graph.graph import Fact, Graph
 from coresident.onnx import reader
 from coresident.passes import fuse_epilogue, pipeline
@@ -27,12 +27,12 @@ class Model:
     Args:
         graph: the portable graph, free dimensions still free.
         digest: sha256 of its content.
-        name: of the file, for messages.
+        path: of the file, for messages; None where the model was given as bytes.
     """
 
     graph: Graph
     digest: str
-    name: str
+    path: Path | None = None
 
 
 def host_target() -> Target:
@@ -86,8 +86,8 @@ def load(source: str | os.PathLike[str] | bytes) -> Model:
     """
     graph = reader.read(source if isinstance(source, bytes) else Path(source))
     content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    name = "" if isinstance(source, bytes) else Path(source).name
-    return Model(graph, hashlib.sha256(content).hexdigest(), name)
+    path = None if isinstance(source, bytes) else Path(source)
+    return Model(graph, hashlib.sha256(content).hexdigest(), path)
 
 
 def bind(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
@@ -125,8 +125,20 @@ def compile_graph(graph: Graph, options: Options, name: str = "") -> Program:
 
 
 def compile(model: Model, shapes: Mapping[str, tuple[int, ...]], options: Options) -> Program:
-    """Compile a model for these input shapes (inputs whose shapes are fixed may be left out)."""
-    return compile_graph(bind(model.graph, shapes), options, model.name)
+    """Compile a model for these input shapes (inputs whose shapes are fixed may be left out).
+
+    Raises:
+        InputError: a shape that the model does not admit, or one that is missing.
+        ModelError: the model contradicts itself, or needs what is not supported; names file and node.
+        ResourceError: there is not enough memory.
+    """
+    graph = bind(model.graph, shapes)
+    try:
+        return compile_graph(graph, options, model.path.name if model.path else "")
+    except ModelError as error:
+        raise error.at(file=model.path) from error.__cause__
+    except MemoryError as error:
+        raise ResourceError(f"no memory to compile the model: {error}", file=model.path) from error
 
 
 def compile_file(

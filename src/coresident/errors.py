@@ -40,9 +40,12 @@ class Error(Exception):
         self.message, self.file, self.node, self.op, self.shape = message, file, node, op, shape
         super().__init__(message)
 
-    def at(self, *, file: object = None, node: str | None = None, op: str | None = None) -> Error:
+    def at(
+        self, *, file: object = None, node: str | None = None, op: str | None = None, shape: object = None
+    ) -> Error:
         """This error with what was still unknown of its place filled in; returns itself."""
         self.file, self.node, self.op = self.file or file, self.node or node, self.op or op
+        self.shape = shape if self.shape is None else self.shape
         return self
 
     def __str__(self) -> str:

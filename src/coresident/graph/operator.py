@@ -89,10 +89,11 @@ def infer(graph: Graph) -> Graph:
             else facts[name]
             for name in node.inputs
         ]
+        shapes = tuple(None if fact is None else fact.shape for fact in inputs)
         try:
             results = _with_values(node, inputs, operator(node).infer(node, inputs))
         except Error as error:
-            raise error.at(node=node.name, op=node.op) from None
+            raise error.at(node=node.name, op=node.op, shape=shapes) from None
         except (
             ValueError,
             IndexError,
@@ -102,11 +103,19 @@ def infer(graph: Graph) -> Graph:
             OverflowError,
             ZeroDivisionError,
         ) as error:
-            shapes = [f.shape if f is not None else None for f in inputs]
             raise InvalidModel(
                 f"the inputs do not fit the operator: {error}", node=node.name, op=node.op, shape=shapes
             ) from error
-        facts.update({name: fact for name, fact in zip(node.outputs, results) if name})
+        for name, fact in zip(node.outputs, results):
+            declared = graph.facts.get(name)
+            if declared is not None and declared.dtype != fact.dtype:
+                raise InvalidModel(
+                    f"the output {name!r} is {fact.dtype}, but declared to be {declared.dtype}",
+                    node=node.name,
+                    op=node.op,
+                )
+            if name:
+                facts[name] = fact
     return graph.with_(facts=facts)
 
 

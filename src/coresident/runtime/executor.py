@@ -304,7 +304,10 @@ class _Place:
 
     def allocate(self) -> tuple[Array, int]:
         """A new array that starts at a cache line, and its address."""
-        raw = np.empty(self.size + self.extra, self.dtype)
+        try:
+            raw = np.empty(self.size + self.extra, self.dtype)
+        except (MemoryError, ValueError, OverflowError) as error:
+            raise ResourceError(f"no memory for the output {self.name!r}", shape=self.shape) from error
         address = _address(raw)
         skip = -address % _ALIGNMENT
         return np.ndarray(self.shape, self.dtype, raw, skip), address + skip

@@ -14,6 +14,7 @@ import threading
 import time
 from typing import Any
 
+from coresident.errors import ResourceError
 from coresident.runtime import abi
 from coresident.runtime.elf import LoadedCode
 from coresident.runtime.memory import Memory, yield_function
@@ -60,6 +61,9 @@ class Team:
     Args:
         threads: at least 2.
         entry: whose worker function the threads run.
+
+    Raises:
+        ResourceError: the system does not start so many threads.
     """
 
     def __init__(self, threads: int, entry: EntryPoints) -> None:
@@ -88,8 +92,12 @@ class Team:
             )
             for index in range(1, threads)
         ]
-        for worker in self._workers:
-            worker.start()
+        try:
+            for worker in self._workers:
+                worker.start()
+        except RuntimeError as error:
+            self.close()
+            raise ResourceError(f"the system does not start {threads - 1} threads: {error}") from error
 
     def _work(self, index: int) -> None:
         worker, address, gate = self.entry.worker, self.address, self._gates[index]
@@ -123,7 +131,8 @@ class Team:
         for gate in self._gates:
             gate.release()
         for worker in self._workers:
-            worker.join(timeout=5.0)
+            if worker.ident is not None:
+                worker.join(timeout=5.0)
         self._alive = False
 
     def abandon(self) -> None:

@@ -220,16 +220,15 @@ class Planner:
         )
 
     def _lower(self) -> None:
-        missing = sorted({node.op for node in self.graph.nodes if node.op not in FAMILIES})
-        if missing:
-            raise UnsupportedModel(f"no kernels for {', '.join(missing)}")
+        _check_kernels(self.graph)
         for node in self.graph.nodes:
             self._node, self._op = node.name or node.outputs[0], node.op
             self._remark = self._remarks.get(node.outputs[0], "")
             try:
                 FAMILIES[node.op].lower(node, self)
             except Error as error:
-                raise error.at(node=self._node, op=node.op) from error
+                shapes = tuple(fact and fact.shape for fact in map(self.graph.fact, node.inputs))
+                raise error.at(node=self._node, op=node.op, shape=shapes) from error
         for i, name in enumerate(self.graph.outputs):
             elsewhere = {*self.graph.inputs, *self.graph.initializers, *self._places, *self.graph.outputs[:i]}
             if name in elsewhere:
@@ -270,3 +269,18 @@ class Planner:
         fact = self.graph.fact(name)
         assert fact is not None
         return Port(name, fact.dtype.name, fact.sizes)
+
+
+def _check_kernels(graph: Graph) -> None:
+    """All operators that no family lowers, told at once."""
+    missing: dict[str, list[str]] = {}
+    for node in graph.nodes:
+        if node.op not in FAMILIES:
+            missing.setdefault(node.op, []).append(node.name or node.outputs[0])
+    if not missing:
+        return
+    listed = ", ".join(f"{op} ({len(names)}, first {names[0]!r})" for op, names in sorted(missing.items()))
+    raise UnsupportedModel(
+        f"operators without kernels, supported on constants alone: {listed}",
+        op=next(iter(missing)) if len(missing) == 1 else None,
+    )
