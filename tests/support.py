@@ -30,8 +30,7 @@ WIDTHS = {
     "16 lanes": replace(HOST, vector_bits=512, registers=32),
 }
 """This machine, with the vectors and registers of NEON and of AVX-512: LLVM makes its own instructions of
-them, so the
-code that those CPUs get is run here but for the choice of instructions."""
+them, so the code that those CPUs get is run here but for the choice of instructions."""
 EMIT_TARGETS = {name: NAMED[name] for name in ("x86-64-avx512", "aarch64-neon")}
 """Targets that code is made for without running it."""
 

@@ -29,8 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"errors", "graph", "codegen", "runtime", "cache", "compiler", "session", "vision", "measure"},
 }
 """Room -> the rooms it may import beside itself. `codegen` and `schedule` know of `runtime` only its ABI,
-the program
-as data, and how to run what measures the machine."""
+the program as data, and how to run what measures the machine."""
 
 PLACES = {"llvmlite": {"codegen/llvm.py"}, "onnx": {"onnx/"}}
 """Package -> the only places that import it."""

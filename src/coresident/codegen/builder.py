@@ -510,8 +510,7 @@ def kernel(target: Target, name: str) -> Function:
     """A function of the one kernel ABI: `void name(words, task, scratch)`.
 
     `args` points at 64-bit words (addresses and integers, see runtime.program), `task` is the index of the
-    piece of
-    work, `scratch` is memory of the calling worker.
+    piece of work, `scratch` is memory of the calling worker.
     """
     return Function(target, name, KERNEL_PARAMETERS)
 

@@ -3,8 +3,7 @@
 `ELEMENTWISE[name](m, x, ..., **attributes)` writes the operator in terms of a `Math`, of which there are
 two: numpy's
 (`graph/numpy_math.py`) and the code builder's (`codegen/math.py`). An `Expression` chains such operators;
-fusion makes
-them, kernels evaluate them on what they hold in registers.
+fusion makes them, kernels evaluate them on what they hold in registers.
 """
 
 from __future__ import annotations
@@ -75,8 +74,7 @@ class Expression:
         """This expression, `extra` inputs more, and one more step.
 
         The step's arguments count the old inputs and steps as before, with -1, -2, ... for the first,
-        second, ... of
-        the new inputs.
+        second, ... of the new inputs.
         """
 
         def place(i: int, old_inputs: int = self.inputs) -> int:

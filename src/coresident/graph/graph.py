@@ -1,8 +1,7 @@
 """The portable graph. Nodes and graphs are values: a pass takes one and returns another.
 
 The operators are ONNX's, in their newest form (the importer upgrades older ones), plus those that fusion
-makes
-(`passes/`). Names of values are unique; nodes stand in topological order.
+makes (`passes/`). Names of values are unique; nodes stand in topological order.
 """
 
 from __future__ import annotations

@@ -73,8 +73,7 @@ def infer(graph: Graph) -> Graph:
     """The graph with facts for all its values; all shapes must be known (free dimensions bound).
 
     Facts of small values that depend on constants and shapes alone hold the value: exporters compute the
-    shapes of
-    a Reshape or Resize in the graph.
+    shapes of a Reshape or Resize in the graph.
 
     Raises:
         InvalidModel: shapes or types contradict; names the node.

@@ -1,9 +1,8 @@
 """How long a convolution will take, in cycles of one core: what kernels and tiles are chosen by.
 
 The figures are those of recent x86 cores: two vector loads and two multiply-adds a cycle from L1 with
-256-bit vectors
-(one of each with 512-bit ones), about one vector a cycle or less from L2. `bench/cost.py` compares the
-model's answers with measurements.
+256-bit vectors (one of each with 512-bit ones), about one vector a cycle or less from L2. `bench/cost.py`
+compares the model's answers with measurements.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ class Machine:
         l2_bytes, l3_bytes: streamed from those caches.
         mispredict: cycles lost to a mispredicted branch.
         l1_bytes, dense_l1_bytes: of L1 that a tile's activations may fill; the weights of a dense kernel
-            stream
-            through it beside them.
+            stream through it beside them.
         cache: of L2.
     """
 

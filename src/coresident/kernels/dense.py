@@ -2,8 +2,7 @@
 
 For one tile of pixels, all groups of output channels follow each other, so the tile's activations stay in the
 nearest cache and the weights stream past, a few channels side by side. Input channels are taken in blocks
-whose part
-of the tile fits L1.
+whose part of the tile fits L1.
 """
 
 from __future__ import annotations
@@ -116,8 +115,8 @@ def pack(weights: np.ndarray[Any, Any], choice: Choice) -> np.ndarray[Any, Any]:
     """[groups, outputs, inputs, taps] float32 in the order in which the kernel meets them.
 
     For each group of the convolution and block of input channels: [outputs / group][inputs][taps][group],
-    then
-    the output channels left over. A tile's weights are one stream, which is what hardware prefetchers follow.
+    then the output channels left over. A tile's weights are one stream, which is what hardware prefetchers
+    follow.
     """
     parts = []
     for w in weights:

@@ -24,8 +24,7 @@ class Epilogue:
     Args:
         expression: its input 0 is the sum; None if there is nothing to do.
         kinds: of each further input: ("full", i) the i-th tensor of the output's shape, ("channel", i) the
-            i-th array
-            of one number a channel, ("scalar", number).
+            i-th array of one number a channel, ("scalar", number).
         tensors: of the output's shape (residuals).
         channels: [C] float32 arrays.
     """
@@ -98,8 +97,8 @@ class Output:
         mask: pointer to the border mask (int32, one a pixel of the flat run), or None.
         vector: type of a register.
         merged: for a transposed convolution that computes all phases of its output as channels: (phases,
-            elements
-            from one to the next) of each dimension but the last, which has two phases. None otherwise.
+            elements from one to the next) of each dimension but the last, which has two phases. None
+            otherwise.
     """
 
     epilogue: Epilogue

@@ -1,10 +1,8 @@
 """A convolution as a list of constant offsets from one pointer, and its output as runs of pixels.
 
 The planes of the input carry their border of zeros, so tap (i, j) of the kernel is the pixel at a fixed
-distance from
-the output's. A strided convolution reads planes split by phase: with stride 2, pixel 2o + q of a row is
-pixel o + q//2
-of the phase q mod 2, so that within a phase the stride is 1.
+distance from the output's. A strided convolution reads planes split by phase: with stride 2, pixel 2o + q of
+a row is pixel o + q//2 of the phase q mod 2, so that within a phase the stride is 1.
 """
 
 from __future__ import annotations
@@ -112,8 +110,7 @@ class Tiles:
 
     Args:
         table: [tiles, 2 + number of extra operands] int32: elements from pixel 0 to the run's first pixel,
-            in the
-            input, the output and each extra operand.
+            in the input, the output and each extra operand.
         full: how many of the tiles come first and have `vectors` vectors; the others have `rest_vectors`.
         vectors, rest_vectors: vectors of a tile.
         full_last, rest_last: pixels written by a tile's last vector; all lanes where overshooting is

@@ -46,8 +46,7 @@ class Layout:
         Args:
             shape: (N, C, spatial...).
             gaps: for each spatial dimension, unused elements between one line and the next: the border
-                after one
-                row is the border before the next, so a run of pixels may cross row ends.
+                after one row is the border before the next, so a run of pixels may cross row ends.
             halo: for each spatial dimension, zeros (before, after); at most the gap, except in the outermost.
             lanes: of a vector: what a run may overshoot, and the alignment of planes.
         """

@@ -130,8 +130,7 @@ class Plan(Protocol):
                 before.
             barrier: False if the next step may run beside this one.
             info: what `analyze` shows: op, kernel, tile, macs, nonzero_macs, sparsity, pattern, why (a list
-                of
-                reasons why it is not sparse, not fused or slow).
+                of reasons why it is not sparse, not fused or slow).
         """
 
 
@@ -146,8 +145,7 @@ class Family:
     Args:
         lower: emits the node.
         halo: for operators that want their first input planar: the spatial halo that they need; None for
-            operators
-            that take any layout.
+            operators that take any layout.
         flat: whether runs of pixels cross row ends, so that input and output want the same gaps between rows.
     """
 

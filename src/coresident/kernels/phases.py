@@ -43,8 +43,7 @@ def split(plan: Plan, x: Tensor, w: Window, target: Layout) -> Split:
     """Emit the copy that splits `x` [N, C, spatial...] for a window whose output has the layout `target`.
 
     Only the phases that a tap reads are kept: one of four for a 1x1 convolution with stride 2. Rows get the
-    output's
-    distance where that is enough, so that runs of pixels can cross row ends.
+    output's distance where that is enough, so that runs of pixels can cross row ends.
     """
     out = target.shape[2:]
     reach = []

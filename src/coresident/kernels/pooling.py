@@ -259,8 +259,7 @@ class _Emitter:
 
 def _local_pairs(lanes: int, group: int) -> tuple[list[int], list[int], list[int]]:
     """Shuffles of two vectors: even and odd lanes, in an order that keeps within 128 bits, which is cheap;
-    and the
-    shuffle that puts such a result in order."""
+    and the shuffle that puts such a result in order."""
     starts = range(0, lanes, group)
     even = [s + side + i for s in starts for side in (0, lanes) for i in range(0, group, 2)]
     half = group // 2

@@ -1,10 +1,9 @@
 """Sparse direct convolution: only the weights that are not zero are stored, read and multiplied.
 
 For one tile of pixels and one output channel, each nonzero weight is broadcast and multiplied with the
-vectors of
-pixels that its tap reads (Elsen et al., "Fast sparse ConvNets", 2020; Park et al., "Faster CNNs with direct
-sparse
-convolutions", 2017, for kernels larger than one pixel). What binds is loading activations, hence:
+vectors of pixels that its tap reads (Elsen et al., "Fast sparse ConvNets", 2020; Park et al., "Faster CNNs
+with direct sparse convolutions", 2017, for kernels larger than one pixel). What binds is loading activations,
+hence:
 
 * input channels are taken in blocks whose part of the tile fits L1;
 * rows of a block stand in the order of their number of nonzeros, so that branches on it are predicted;
@@ -35,8 +34,7 @@ from coresident.kernels.tiling import Cut
 
 MARGIN = 1.35
 """Measured over modelled cycles, relative to the dense kernel's (`bench/break_even.py`): activations arrive
-later than
-the caches' bandwidths say, and here nothing else is left to bind."""
+later than the caches' bandwidths say, and here nothing else is left to bind."""
 
 UNROLL = 4
 """Nonzeros in one round of the inner loop, a power of two."""
@@ -149,8 +147,7 @@ class Packed:
     Args:
         stream: int32 words, for each nonzero its offset in bytes, then `shared` float32 weights.
         rows: [.., 2] int32: the first output channel of a row and its number of nonzeros, in order of that
-            number
-            within each (part of the rows, block).
+            number within each (part of the rows, block).
         starts: [groups, parts of the rows, blocks] int64: where each begins in `stream`, in words.
     """
 

@@ -2,8 +2,8 @@
 interleaved.
 
 Output pixel s*q + p gets the products of those taps k for which (p + pad - k*d) is a multiple of the stride
-s; each
-reads input pixel q + (p + pad - k*d) / s. So phase p is a convolution with unit stride and a few of the taps.
+s; each reads input pixel q + (p + pad - k*d) / s. So phase p is a convolution with unit stride and a few of
+the taps.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 1. Values that convolutions and pools read or write, and what lies between them, are planar.
 2. All planar values of the same spatial sizes leave the same gaps between rows, the widest border that any
-   of them
-   needs, so that runs of pixels can cross row ends from one layer to the next.
+   of them needs, so that runs of pixels can cross row ends from one layer to the next.
 3. A value carries a border of zeros exactly as wide as its consumers read.
 4. The inputs of a channel concatenation lie inside its output: concatenating costs nothing.
 """
@@ -101,8 +100,7 @@ def assign(graph: Graph, target: Target) -> dict[str, Place]:
     """The place of every value that a node makes.
 
     Model inputs and outputs are not placed: they lie in the user's arrays; but an output whose rows are not
-    whole
-    vectors is made in planes, where runs of pixels cross row ends, and copied.
+    whole vectors is made in planes, where runs of pixels cross row ends, and copied.
     """
     needs = planar_values(graph)
     lanes = target.lanes(F32)
