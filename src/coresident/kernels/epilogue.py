@@ -133,29 +133,60 @@ class Output:
             last: pixels of the last vector to be written.
         """
         lanes = self.vector.lanes
+        scalars, rows = self._channel(f, channel, offsets)
+        for v, total in enumerate(totals):
+            partial = v == len(totals) - 1 and last < lanes
+            first = f.first(last, lanes) if partial else None
+            self._finish(f, total, scalars, rows, offsets[0], v * lanes, first)
+
+    def store_run(
+        self, f: Function, channel: Value, sums: Value, offsets: Sequence[Value], pixels: Value
+    ) -> None:
+        """Finish one output channel's run of `pixels` (I64) pixels, whose sums lie at an address, and store
+        it."""
+        lanes = self.vector.lanes
+        scalars, rows = self._channel(f, channel, offsets)
+        whole = pixels / lanes * lanes
+        with f.loop(0, whole, lanes) as at:
+            self._finish(f, f.load(self.vector, sums, at), scalars, rows, offsets[0], at, None)
+        with f.when(whole < pixels):
+            total = f.load(self.vector, sums, whole)
+            self._finish(f, total, scalars, rows, offsets[0], whole, f.first(pixels - whole, lanes))
+
+    def _channel(
+        self, f: Function, channel: Value, offsets: Sequence[Value]
+    ) -> tuple[list[Value], list[Value]]:
+        """The epilogue's numbers for a channel, and its addresses in y and in each tensor."""
         scalars = [f.load(F32, pointer, channel) for pointer in self.channel_pointers]
         rows = [
             f.offset(pointer, channel * stride + at, F32)
             for pointer, stride, at in zip(self.pointers, self.channel_strides, offsets)
         ]
-        for v, total in enumerate(totals):
-            partial = v == len(totals) - 1 and last < lanes
-            first = f.first(last, lanes) if partial else None
-            loaded = [
-                f.load_masked(self.vector, row, v * lanes, first)
-                if first is not None
-                else f.load(self.vector, row, v * lanes)
-                for row in rows[1:]
-            ]
-            result = self.epilogue.apply(f, total, loaded, scalars)
-            if first is not None:
-                f.store_masked(result, rows[0], v * lanes, first)
-                continue
-            if self.mask is not None:
-                bits = Type("i", 32, lanes)
-                real = f.load(bits, self.mask, offsets[0] + v * lanes)
-                result = f.bitcast(f.bitcast(result, bits) & real, self.vector)
-            f.store(result, rows[0], v * lanes)
+        return scalars, rows
+
+    def _finish(
+        self,
+        f: Function,
+        total: Value,
+        scalars: Sequence[Value],
+        rows: Sequence[Value],
+        pixel: Value,
+        at: Value | int,
+        first: Value | None,
+    ) -> None:
+        """Store one vector, `at` elements after the run's first pixel; only its lanes in `first` if told."""
+        loaded = [
+            f.load_masked(self.vector, row, at, first) if first is not None else f.load(self.vector, row, at)
+            for row in rows[1:]
+        ]
+        result = self.epilogue.apply(f, total, loaded, scalars)
+        if self.mask is not None:
+            bits = Type("i", 32, self.vector.lanes)
+            result = f.bitcast(f.bitcast(result, bits) & f.load(bits, self.mask, pixel + at), self.vector)
+        if first is None:
+            f.store(result, rows[0], at)
+        else:
+            f.store_masked(result, rows[0], at, first)
 
     def store_merged(
         self,

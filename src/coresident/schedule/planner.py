@@ -95,25 +95,28 @@ class Planner:
             self._roots[place.root] = root.storage.buffer
         return Tensor(name, dtype, place.layout, Address("arena", self._roots[place.root]))
 
-    def planar(self, name: str, halo: Sequence[tuple[int, int]] = ()) -> Tensor:
+    def lies_planar(self, name: str, halo: Sequence[tuple[int, int]] = ()) -> bool:
         tensor = self.tensor(name)
-        spatial = len(tensor.shape) - 2
-        wanted = tuple(halo) or ((0, 0),) * spatial
         layout = tensor.layout
         lanes = self.target.lanes(F32)
-        fits = (
+        return (
             tensor.dtype == np.float32
             and not (tensor.storage.kind == "input" and layout.origin)
             and (layout.strides[-1] == 1 or layout.shape[-1] == 1)
             # Kernels read up to a vector past the end of a row: in the arena there is always room for that.
-            and (layout.slack >= lanes or (tensor.storage.kind == "arena" and not any(map(any, wanted))))
-            and all(have[0] >= want[0] and have[1] >= want[1] for have, want in zip(layout.halo[2:], wanted))
+            and (layout.slack >= lanes or (tensor.storage.kind == "arena" and not any(map(any, halo))))
+            and all(have[0] >= want[0] and have[1] >= want[1] for have, want in zip(layout.halo[2:], halo))
         )
-        if fits:
+
+    def planar(self, name: str, halo: Sequence[tuple[int, int]] = ()) -> Tensor:
+        tensor = self.tensor(name)
+        if self.lies_planar(name, halo):
             return tensor
+        wanted = tuple(halo) or ((0, 0),) * (len(tensor.shape) - 2)
         key = (name, wanted)
         if key not in self._copies:
             gaps = tuple(max(pair) for pair in wanted)
+            lanes = self.target.lanes(F32)
             copy = self.temporary(Layout.planar(tensor.shape, gaps, wanted, lanes), np.float32)
             movement.copy(self, tensor, copy, {"op": "Copy", "nodes": [name], "kernel": "copy to planes"})
             self._copies[key] = copy
