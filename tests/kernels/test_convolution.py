@@ -207,9 +207,11 @@ def test_lanes_of_dense_kernels(seed: int, target: str) -> None:
     node = node.with_(inputs=(*node.inputs, "s"), attributes={**node.attributes, "epilogue": epilogue})
     constants["w2"] = rng.standard_normal((3, shape[1], *(3 for _ in shape[2:]))).astype(np.float32)
     pads = {"pads": (1,) * (2 * len(shape) - 4), "kernel_shape": (3,) * (len(shape) - 2)}
-    moved = Node("Neg", ("r",), ("s",), {}, "moved")
+    constants["w0"] = rng.standard_normal((shape[1], 1, *(1 for _ in shape[2:]))).astype(np.float32)
+    each = {"group": shape[1], "kernel_shape": (1,) * (len(shape) - 2)}
+    scaled = Node("Conv", ("r", "w0"), ("s",), each, "scaled")
     after = Node("Conv", ("y", "w2"), ("z",), pads, "after")
-    graph = graph_of([moved, node, after], feeds, ["z"], constants)
+    graph = graph_of([scaled, node, after], feeds, ["z"], constants)
     (got,) = run_graph(graph, feeds, (RUN_TARGETS | WIDTHS)[target], 1 + seed % 2)
     want = evaluate(graph, feeds)["z"]
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * max(float(np.abs(want).max()), 1e-30))
