@@ -188,6 +188,21 @@ class Output:
         else:
             f.store_masked(result, rows[0], at, first)
 
+    def _merged_row(self, f: Function, row: Value, at: Value) -> tuple[Value, Value]:
+        """The output channel that a pair of phases from row `row` on belongs to, and where it is written."""
+        assert self.merged is not None
+        channel = row / 2
+        for count, stride in reversed(self.merged):
+            at = at + (channel % count) * stride
+            channel = channel / count
+        return channel, f.offset(self.pointers[0], channel * self.channel_strides[0] + at, F32)
+
+    def prefetch_merged(self, f: Function, row: Value, vectors: int, offsets: Sequence[Value]) -> None:
+        """Ask for the lines that `store_merged` will write."""
+        _, target = self._merged_row(f, row, offsets[0])
+        for line in range(0, 2 * vectors * self.vector.bytes, 64):
+            f.prefetch(target, line, write=True)
+
     def store_merged(
         self,
         f: Function,
@@ -204,15 +219,9 @@ class Output:
             offsets: elements from pixel 0 to the first that the tile makes, in y.
             last: pixels of each phase's last vector to be written.
         """
-        assert self.merged is not None
         lanes = self.vector.lanes
-        rest = row / 2
-        at = offsets[0]
-        for count, stride in reversed(self.merged):
-            at = at + (rest % count) * stride
-            rest = rest / count
-        scalars = [f.load(F32, pointer, rest) for pointer in self.channel_pointers]
-        target = f.offset(self.pointers[0], rest * self.channel_strides[0] + at, F32)
+        channel, target = self._merged_row(f, row, offsets[0])
+        scalars = [f.load(F32, pointer, channel) for pointer in self.channel_pointers]
         turns = [lane // 2 + lane % 2 * lanes for lane in range(2 * lanes)]
         for v, (even, odd) in enumerate(zip(*pair)):
             results = [self.epilogue.apply(f, total, (), scalars) for total in (even, odd)]

@@ -248,10 +248,13 @@ class Sums:
         return [[variable.get() for variable in row] for row in variables]
 
     def _prefetch(self) -> None:
-        if self.frame.output.merged is not None:
+        output, f, here = self.frame.output, self.frame.function, self.here
+        if output.merged is not None:
+            for row in self.channels[::2]:
+                output.prefetch_merged(f, row, here.vectors, here.offsets)
             return
         for channel in self.channels:
-            self.frame.output.prefetch(self.frame.function, channel, self.here.vectors, self.here.offsets)
+            output.prefetch(f, channel, here.vectors, here.offsets)
 
     def finish(self, totals: Sequence[Sequence[Value]]) -> None:
         """Store the results, or let the sums wait for the next block."""
