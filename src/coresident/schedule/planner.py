@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from coresident.codegen import driver, llvm
+from coresident.codegen import driver
 from coresident.codegen.builder import Function
+from coresident.codegen.compilation import Compilation
 from coresident.codegen.target import Target
 from coresident.codegen.types import F32
 from coresident.errors import Error, UnsupportedModel
@@ -19,6 +20,7 @@ from coresident.graph.graph import Graph
 from coresident.kernels import families, movement
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Address, Operand, Tensor
+from coresident.runtime import cpu
 from coresident.runtime.program import Port, Program, Step, Word
 from coresident.schedule import layouts, memory
 
@@ -62,7 +64,8 @@ class Planner:
         self._constants = bytearray()
         self._known_constants: dict[bytes, int] = {}
         self._constant_sizes: dict[int, int] = {}
-        self._functions: dict[str, Function] = {}
+        self._symbols: set[str] = set()
+        self._code = Compilation(target, cpu.usable_cores().count)
         self._steps: list[tuple[str, tuple[Operand, ...], int, bool, dict[str, Any]]] = []
         self._scratch = 0
         self._node, self._op = "", ""
@@ -190,27 +193,28 @@ class Planner:
         function.name = "kernel"
         content = function.text()
         function.name = f"{family}_{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-        self._functions.setdefault(function.name, function)
+        if function.name not in self._symbols:
+            self._symbols.add(function.name)
+            self._code.add(function)
         return function.name
 
     # The whole
 
     def program(self, info: dict[str, Any] | None = None) -> Program:
         """Lower every node and put the result together."""
-        self._lower()
+        with self._code:
+            self._lower()
+            objects = (driver.object_code(self.target), *self._code.objects())
         offsets, arena = self._memory()
         steps = []
         for symbol, operands, tasks, barrier, details in self._steps:
             words = tuple(self._word(operand, offsets) for operand in operands)
             steps.append(Step(symbol, words, tasks, barrier, details))
-        objects = [driver.object_code(self.target)]
-        if self._functions:
-            objects.append(llvm.compile_object(llvm.module_text(self._functions.values()), self.target))
         return Program(
             inputs=tuple(self._port(name) for name in self.graph.inputs),
             outputs=tuple(self._port(name) for name in self.graph.outputs),
             steps=tuple(steps),
-            objects=tuple(objects),
+            objects=objects,
             constants=bytes(self._constants),
             arena_bytes=arena,
             scratch_bytes=self._scratch,
