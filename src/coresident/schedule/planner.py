@@ -21,6 +21,7 @@ from coresident.kernels import families, movement
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Address, Operand, Tensor
 from coresident.runtime import cpu
+from coresident.runtime.memory import Memory
 from coresident.runtime.program import Port, Program, Step, Word
 from coresident.schedule import layouts, memory
 
@@ -61,9 +62,9 @@ class Planner:
         self._roots: dict[str, int] = {}
         self._copies: dict[tuple[str, Any], Tensor] = {}
         self._buffers: list[_Buffer] = []
-        self._constants = bytearray()
-        self._known_constants: dict[bytes, int] = {}
-        self._constant_sizes: dict[int, int] = {}
+        self._constants: dict[int, np.ndarray[Any, Any]] = {}
+        self._constants_end = 0
+        self._alike_constants: dict[tuple[int, bytes], list[int]] = {}
         self._symbols: set[str] = set()
         self._code = Compilation(target, cpu.usable_cores().count)
         self._steps: list[tuple[str, tuple[Operand, ...], int, bool, dict[str, Any]]] = []
@@ -148,15 +149,30 @@ class Planner:
         return tensor
 
     def constant(self, array: np.ndarray[Any, Any]) -> Address:
-        data = np.ascontiguousarray(array)
-        digest = hashlib.blake2b(data.tobytes(), digest_size=16).digest() + str(data.dtype).encode()
-        at = self._known_constants.get(digest)
-        if at is None:
-            self._constants += bytes(-len(self._constants) % _LINE)
-            at = self._known_constants[digest] = len(self._constants)
-            self._constants += data.tobytes()
-            self._constant_sizes[at] = data.nbytes
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        alike = self._alike_constants.setdefault((data.size, data[:_LINE].tobytes()), [])
+        for at in alike:
+            if np.array_equal(self._constants[at], data):
+                return Address("constant", 0, at)
+        at = -(-self._constants_end // _LINE) * _LINE
+        self._constants[at] = data
+        self._constants_end = at + data.size
+        alike.append(at)
         return Address("constant", 0, at)
+
+    def _constant_size(self, at: int) -> int:
+        """Bytes of the constant that begins there, 0 where none does."""
+        found = self._constants.get(at)
+        return 0 if found is None else found.size
+
+    def _packed_constants(self) -> memoryview:
+        """All constants in their places, aligned as the executor needs them."""
+        if not self._constants:
+            return memoryview(b"")
+        packed = Memory(self._constants_end)
+        for at, data in self._constants.items():
+            packed.view[at : at + data.size] = data.data
+        return packed.view[: self._constants_end].toreadonly()
 
     def scratch(self, size: int) -> None:
         self._scratch = max(self._scratch, -(-size // _LINE) * _LINE)
@@ -178,7 +194,7 @@ class Planner:
             if address.kind == "arena":
                 self._buffers[address.buffer].steps.append(index)
         touched = {t.storage: t.layout.elements * t.dtype.itemsize for t in (*reads, *writes)}
-        touched |= {o: self._constant_sizes.get(o.offset, 0) for o in places if o.kind == "constant"}
+        touched |= {o: self._constant_size(o.offset) for o in places if o.kind == "constant"}
         details: dict[str, Any] = {"nodes": [self._node], "op": self._op, "bytes": sum(touched.values())}
         if writes:
             details["shape"] = list(writes[0].shape)
@@ -215,7 +231,7 @@ class Planner:
             outputs=tuple(self._port(name) for name in self.graph.outputs),
             steps=tuple(steps),
             objects=objects,
-            constants=bytes(self._constants),
+            constants=self._packed_constants(),
             arena_bytes=arena,
             scratch_bytes=self._scratch,
             target=self.target.key,
