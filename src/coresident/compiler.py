@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -26,12 +25,10 @@ class Model:
 
     Args:
         graph: the portable graph, free dimensions still free.
-        digest: sha256 of its content.
         path: of the file, for messages; None where the model was given as bytes.
     """
 
     graph: Graph
-    digest: str
     path: Path | None = None
 
 
@@ -84,10 +81,9 @@ def load(source: str | os.PathLike[str] | bytes) -> Model:
     Raises:
         ModelError: it can't be used; says why.
     """
-    graph = reader.read(source if isinstance(source, bytes) else Path(source))
-    content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    path = None if isinstance(source, bytes) else Path(source)
-    return Model(graph, hashlib.sha256(content).hexdigest(), path)
+    if isinstance(source, bytes):
+        return Model(reader.read(source))
+    return Model(reader.read(Path(source)), Path(source))
 
 
 def bind(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Graph:

@@ -485,6 +485,11 @@ class Function:
         self.line("ret void" if value is None else f"ret {value.type} {value.text}")
         self._label(self._new("unreached"))
 
+    @property
+    def lines(self) -> int:
+        """How long it is so far, in instructions about."""
+        return len(self._entry) + len(self._body)
+
     def text(self) -> str:
         """The function as LLVM reads it, without its declarations."""
         parameters = ", ".join(f"{v.type} %{name}" for name, v in self._parameters.items())

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from coresident.codegen import driver, llvm
+from coresident.codegen import driver
 from coresident.codegen.builder import Function
+from coresident.codegen.compilation import Compilation
 from coresident.codegen.target import Target
 from coresident.codegen.types import F32
 from coresident.errors import Error, UnsupportedModel
@@ -19,6 +20,8 @@ from coresident.graph.graph import Graph
 from coresident.kernels import families, movement
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Address, Operand, Tensor
+from coresident.runtime import cpu
+from coresident.runtime.memory import Memory
 from coresident.runtime.program import Port, Program, Step, Word
 from coresident.schedule import layouts, memory
 
@@ -59,10 +62,11 @@ class Planner:
         self._roots: dict[str, int] = {}
         self._copies: dict[tuple[str, Any], Tensor] = {}
         self._buffers: list[_Buffer] = []
-        self._constants = bytearray()
-        self._known_constants: dict[bytes, int] = {}
-        self._constant_sizes: dict[int, int] = {}
-        self._functions: dict[str, Function] = {}
+        self._constants: dict[int, np.ndarray[Any, Any]] = {}
+        self._constants_end = 0
+        self._alike_constants: dict[tuple[int, bytes], list[int]] = {}
+        self._symbols: set[str] = set()
+        self._code = Compilation(target, cpu.usable_cores().count)
         self._steps: list[tuple[str, tuple[Operand, ...], int, bool, dict[str, Any]]] = []
         self._scratch = 0
         self._node, self._op = "", ""
@@ -148,15 +152,30 @@ class Planner:
         return tensor
 
     def constant(self, array: np.ndarray[Any, Any]) -> Address:
-        data = np.ascontiguousarray(array)
-        digest = hashlib.blake2b(data.tobytes(), digest_size=16).digest() + str(data.dtype).encode()
-        at = self._known_constants.get(digest)
-        if at is None:
-            self._constants += bytes(-len(self._constants) % _LINE)
-            at = self._known_constants[digest] = len(self._constants)
-            self._constants += data.tobytes()
-            self._constant_sizes[at] = data.nbytes
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        alike = self._alike_constants.setdefault((data.size, data[:_LINE].tobytes()), [])
+        for at in alike:
+            if np.array_equal(self._constants[at], data):
+                return Address("constant", 0, at)
+        at = -(-self._constants_end // _LINE) * _LINE
+        self._constants[at] = data
+        self._constants_end = at + data.size
+        alike.append(at)
         return Address("constant", 0, at)
+
+    def _constant_size(self, at: int) -> int:
+        """Bytes of the constant that begins there, 0 where none does."""
+        found = self._constants.get(at)
+        return 0 if found is None else found.size
+
+    def _packed_constants(self) -> memoryview:
+        """All constants in their places, aligned as the executor needs them."""
+        if not self._constants:
+            return memoryview(b"")
+        packed = Memory(self._constants_end)
+        for at, data in self._constants.items():
+            packed.view[at : at + data.size] = data.data
+        return packed.view[: self._constants_end].toreadonly()
 
     def scratch(self, size: int) -> None:
         self._scratch = max(self._scratch, -(-size // _LINE) * _LINE)
@@ -178,7 +197,7 @@ class Planner:
             if address.kind == "arena":
                 self._buffers[address.buffer].steps.append(index)
         touched = {t.storage: t.layout.elements * t.dtype.itemsize for t in (*reads, *writes)}
-        touched |= {o: self._constant_sizes.get(o.offset, 0) for o in places if o.kind == "constant"}
+        touched |= {o: self._constant_size(o.offset) for o in places if o.kind == "constant"}
         details: dict[str, Any] = {"nodes": [self._node], "op": self._op, "bytes": sum(touched.values())}
         if writes:
             details["shape"] = list(writes[0].shape)
@@ -193,28 +212,29 @@ class Planner:
         function.name = "kernel"
         content = function.text()
         function.name = f"{family}_{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-        self._functions.setdefault(function.name, function)
+        if function.name not in self._symbols:
+            self._symbols.add(function.name)
+            self._code.add(function)
         return function.name
 
     # The whole
 
     def program(self, info: dict[str, Any] | None = None) -> Program:
         """Lower every node and put the result together."""
-        self._lower()
+        with self._code:
+            self._lower()
+            objects = (driver.object_code(self.target), *self._code.objects())
         offsets, arena = self._memory()
         steps = []
         for symbol, operands, tasks, barrier, details in self._steps:
             words = tuple(self._word(operand, offsets) for operand in operands)
             steps.append(Step(symbol, words, tasks, barrier, details))
-        objects = [driver.object_code(self.target)]
-        if self._functions:
-            objects.append(llvm.compile_object(llvm.module_text(self._functions.values()), self.target))
         return Program(
             inputs=tuple(self._port(name) for name in self.graph.inputs),
             outputs=tuple(self._port(name) for name in self.graph.outputs),
             steps=tuple(steps),
-            objects=tuple(objects),
-            constants=bytes(self._constants),
+            objects=objects,
+            constants=self._packed_constants(),
             arena_bytes=arena,
             scratch_bytes=self._scratch,
             target=self.target.key,
