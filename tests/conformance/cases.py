@@ -21,7 +21,12 @@ from onnx.backend.test.loader import load_model_tests
 
 Array = np.ndarray[Any, Any]
 
-CORE = frozenset(
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+CORE = _names(
     """
     Abs Add ArgMax AveragePool BatchNormalization Cast Ceil Celu Clip Concat Constant ConstantOfShape Conv
     ConvInteger ConvTranspose DeformConv DepthToSpace DequantizeLinear Div Dropout DynamicQuantizeLinear Elu
@@ -31,16 +36,16 @@ CORE = frozenset(
     QuantizeLinear Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare Relu Reshape
     Resize Round Selu Shape Sigmoid Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum
     Swish Tanh ThresholdedRelu Tile Transpose Unsqueeze Upsample Where
-    """.split()
+    """
 )
-EXT = frozenset(
+EXT = _names(
     """
     AffineGrid And ArgMin Attention CastLike CenterCropPad Col2Im Compress Cos CumSum Einsum Equal
     GatherElements GatherND Greater GreaterOrEqual GridSample Hardmax ImageDecoder Less LessOrEqual
     LpNormalization MaxUnpool MeanVarianceNormalization Mod NonMaxSuppression NonZero Not OneHot Or
     RMSNormalization Range ReduceL1 ReduceLogSum ReduceLogSumExp ReduceProd RoiAlign ScatterElements ScatterND
     Sign Sin Size TopK Trilu Unique Xor
-    """.split()
+    """
 )
 TYPES = frozenset(
     (

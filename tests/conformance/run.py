@@ -1,7 +1,7 @@
 """Runs ONNX's backend tests through `Session`, prints how many pass and names what fails.
 
-    python tests/conformance/run.py              # all groups
-    python tests/conformance/run.py ext Resize   # of these groups and operators
+python tests/conformance/run.py              # all groups
+python tests/conformance/run.py ext Resize   # of these groups and operators
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import onnx
 from cases import GROUPS, Case, cases
 
 from coresident import Session
-from coresident.errors import Error
 
 
 def failure(case: Case) -> str | None:
     """Why a case fails, in one line; None if it passes."""
     try:
         check(case)
-    except (Error, AssertionError) as error:
+    except Exception as error:  # whatever it is, the other cases run
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"{type(error).__name__}: {' '.join(lines)[:300]}"
     return None

@@ -60,7 +60,8 @@ class View:
         self._makers: dict[str, Node] = {}
         self._readers: dict[str, dict[Node, None]] = {}
         self._initializers = dict(graph.initializers)
-        self._facts = {name: fact for name, fact in graph.facts.items() if name not in graph.initializers}
+        constants = graph.initializers.keys() - set(graph.inputs)
+        self._facts = {name: fact for name, fact in graph.facts.items() if name not in constants}
         self._outputs = frozenset(graph.outputs)
         self._taken = {*graph.inputs, *graph.initializers, *graph.facts}
         for node in graph.nodes:

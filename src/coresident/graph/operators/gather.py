@@ -83,4 +83,4 @@ def _one_hot(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
 
 register("Gather", _gather_infer, _gather)
 register("GatherElements", _gather_elements_infer, _gather_elements)
-register("OneHot", _one_hot_infer, _one_hot)
+register("OneHot", _one_hot_infer, _one_hot, operands=[1])

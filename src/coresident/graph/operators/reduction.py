@@ -161,10 +161,10 @@ def _cumsum_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]
 
 
 for _name in REDUCTIONS:
-    register(_name, _reduce_infer, _reduce_reference)
+    register(_name, _reduce_infer, _reduce_reference, operands=[1])
 register("ArgMax", _arg_infer, _arg_reference)
 register("ArgMin", _arg_infer, _arg_reference)
 register("Softmax", _softmax_infer, _softmax_reference)
 register("LogSoftmax", _softmax_infer, _softmax_reference)
 register("Hardmax", _softmax_infer, _hardmax_reference)
-register("CumSum", _cumsum_infer, _cumsum_reference)
+register("CumSum", _cumsum_infer, _cumsum_reference, operands=[1])

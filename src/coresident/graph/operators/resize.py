@@ -254,4 +254,4 @@ def _reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
     return [np.asarray(y).astype(x.dtype)]
 
 
-register("Resize", _infer, _reference)
+register("Resize", _infer, _reference, operands=[1, 2, 3])
