@@ -6,6 +6,7 @@ from coresident.graph.graph import Graph
 from coresident.graph.operator import infer
 from coresident.passes import (
     collapse_movement,
+    expand,
     fold_batch_norm,
     fold_constants,
     fuse_elementwise,
@@ -23,6 +24,7 @@ from coresident.passes.verify import verify as check
 
 PASSES: tuple[Pass, ...] = (
     fold_constants.PASS,
+    expand.PASS,
     remove_identities.PASS,
     share_duplicates.PASS,
     # Before strength is reduced: it rewrites the products and bounds that activations are recognised by.

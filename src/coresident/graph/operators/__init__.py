@@ -1,6 +1,7 @@
 """The operators, a family a file; importing this package enters all of them in the table."""
 
 from coresident.graph.operators import (
+    attention,
     convolution,
     elementwise,
     gather,
@@ -11,9 +12,11 @@ from coresident.graph.operators import (
     pooling,
     reduction,
     resize,
+    sampling,
 )
 
 __all__ = [
+    "attention",
     "convolution",
     "elementwise",
     "gather",
@@ -24,4 +27,5 @@ __all__ = [
     "pooling",
     "reduction",
     "resize",
+    "sampling",
 ]
