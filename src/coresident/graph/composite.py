@@ -23,7 +23,7 @@ from coresident.graph.operator import Array, operator, register
 
 
 class Body:
-    """The nodes that stand for one, under construction; the facts of their values are known as they are added.
+    """The nodes that stand for one, under construction; the facts of their values are known at once.
 
     Args:
         node: that is expanded.
