@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coresident.kernels import (
+    columns,
     convolution,
     depthwise,
     elementwise,
@@ -14,6 +15,10 @@ from coresident.kernels import (
     pooling,
     reduction,
     resize,
+    running,
+    sampling,
+    scatter,
+    selection,
     softmax,
     transposed,
 )
@@ -21,6 +26,7 @@ from coresident.kernels.lowering import FAMILIES
 
 __all__ = [
     "FAMILIES",
+    "columns",
     "convolution",
     "depthwise",
     "elementwise",
@@ -32,6 +38,10 @@ __all__ = [
     "pooling",
     "reduction",
     "resize",
+    "running",
+    "sampling",
+    "scatter",
+    "selection",
     "softmax",
     "transposed",
 ]

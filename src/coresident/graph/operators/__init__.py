@@ -2,6 +2,7 @@
 
 from coresident.graph.operators import (
     attention,
+    columns,
     convolution,
     elementwise,
     gather,
@@ -13,10 +14,13 @@ from coresident.graph.operators import (
     reduction,
     resize,
     sampling,
+    scatter,
+    selection,
 )
 
 __all__ = [
     "attention",
+    "columns",
     "convolution",
     "elementwise",
     "gather",
@@ -28,4 +32,6 @@ __all__ = [
     "reduction",
     "resize",
     "sampling",
+    "scatter",
+    "selection",
 ]

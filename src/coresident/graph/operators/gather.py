@@ -20,7 +20,7 @@ from coresident.graph.operators.operands import axis_in, required, values
 Array = np.ndarray[Any, Any]
 
 
-def _check_indices(indices: Fact, size: int) -> None:
+def check_indices(indices: Fact, size: int) -> None:
     """Constant indices are checked while shapes are inferred; those known at run time only, by what runs."""
     if indices.dtype not in (np.int32, np.int64):
         raise InvalidModel(f"indices must be int32 or int64, not {indices.dtype}", shape=indices.shape)
@@ -33,7 +33,7 @@ def _gather_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
     x, indices = required(facts, 0, "the data"), required(facts, 1, "indices")
     shape = x.sizes
     axis = axis_in(int(node.get("axis", 0)), len(shape))
-    _check_indices(indices, shape[axis])
+    check_indices(indices, shape[axis])
     return [Fact(x.dtype, (*shape[:axis], *indices.sizes, *shape[axis + 1 :]))]
 
 
@@ -50,7 +50,7 @@ def _gather_elements_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fac
         raise InvalidModel(
             f"indices must fit into the data in all dimensions but {axis}", shape=(shape, wanted)
         )
-    _check_indices(indices, shape[axis])
+    check_indices(indices, shape[axis])
     return [Fact(x.dtype, wanted)]
 
 
@@ -93,7 +93,7 @@ def _gather_nd(body: Body) -> list[str]:
     ):
         raise InvalidModel(f"indices do not fit the data with {batch} batch_dims", shape=(shape, wanted))
     picked = shape[batch : batch + count]
-    _check_indices(body.fact(indices), max(picked))
+    check_indices(body.fact(indices), max(picked))
     index = linear_index(body, indices, picked)
     if batch:
         first = np.arange(prod(shape[:batch])).reshape(*shape[:batch], *(1,) * (len(wanted) - 1 - batch))

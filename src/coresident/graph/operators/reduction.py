@@ -1,6 +1,7 @@
-"""Operators along axes: reductions, ArgMax and ArgMin, Softmax and its kin, CumSum.
+"""Operators along axes: reductions, ArgMax and ArgMin, Softmax and its kin, CumSum and CumProd.
 
-Source: ONNX Reduce*-18 (and -20 of ReduceMax and ReduceMin), ArgMax-13, Softmax-13, CumSum-14.
+Source: ONNX Reduce*-18 (and -20 of ReduceMax and ReduceMin), ArgMax-13, Softmax-13, CumSum-14,
+CumProd-26.
 """
 
 from __future__ import annotations
@@ -151,7 +152,8 @@ def _hardmax(body: Body) -> list[str]:
     return [body.add("OneHot", largest, depth, body.constant([0, 1], body.dtype(x)), axis=axis)]
 
 
-def _cumsum_axis(axis: Array | None, rank: int) -> int:
+def cumulated_axis(axis: Array | None, rank: int) -> int:
+    """The axis that CumSum runs along, from its second input, counted from the front."""
     if axis is None:
         raise InvalidModel("input 1, axis, is missing")
     numbers = integers(axis, "axis")
@@ -160,20 +162,21 @@ def _cumsum_axis(axis: Array | None, rank: int) -> int:
     return axis_in(numbers[0], rank)
 
 
-def _cumsum_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
+def _cumulated_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
     x = required(facts, 0, "the data")
-    _cumsum_axis(values(facts, 1, ["axis"])[0], len(x.shape))
+    cumulated_axis(values(facts, 1, ["axis"])[0], len(x.shape))
     return [Fact(x.dtype, x.sizes)]
 
 
-def _cumsum_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
+def _cumulated(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
     x = required(arrays, 0, "the data")
-    axis = _cumsum_axis(optional(arrays, 1), x.ndim)
+    axis = cumulated_axis(optional(arrays, 1), x.ndim)
     directed = np.flip(x, axis) if node.get("reverse", 0) else x
-    total = np.cumsum(directed, axis=axis, dtype=x.dtype)
+    act = np.cumprod if node.op == "CumProd" else np.cumsum
+    total = act(directed, axis=axis, dtype=x.dtype)
     if node.get("exclusive", 0):
         total = np.roll(total, 1, axis)
-        np.moveaxis(total, axis, 0)[:1] = 0
+        np.moveaxis(total, axis, 0)[:1] = 1 if node.op == "CumProd" else 0
     return [np.flip(total, axis) if node.get("reverse", 0) else total]
 
 
@@ -184,4 +187,5 @@ register("ArgMin", _arg_infer, _arg_reference)
 register("Softmax", _softmax_infer, _softmax_reference)
 register("LogSoftmax", _softmax_infer, _softmax_reference)
 register("Hardmax", _softmax_infer, _hardmax_reference)
-register("CumSum", _cumsum_infer, _cumsum_reference, operands=[1])
+register("CumSum", _cumulated_infer, _cumulated, operands=[1])
+register("CumProd", _cumulated_infer, _cumulated, operands=[1])
