@@ -40,7 +40,8 @@ class NodeArg:
 
     Args:
         name: its name.
-        shape: sizes; the name of a dimension that each call may choose, None for one without a name.
+        shape: sizes; the name of a dimension that each call may choose, None for one without a name and for
+            one whose size depends on the data.
         dtype: numpy's name of its element type; "undefined", with no sizes, for an output of a model with
             free dimensions that does not declare it.
     """
@@ -56,7 +57,9 @@ class NodeArg:
 
     @staticmethod
     def of(port: Port) -> NodeArg:
-        return NodeArg(port.name, port.shape, port.dtype)
+        counted = dict(port.counts)
+        sizes = (None if axis in counted else size for axis, size in enumerate(port.shape))
+        return NodeArg(port.name, tuple(sizes), port.dtype)
 
 
 class Session:
@@ -117,7 +120,7 @@ class Session:
     def _ready(self, program: Program) -> None:
         """Set up for the one set of shapes that the model admits."""
         self._inputs = [NodeArg.of(port) for port in program.inputs]
-        self._outputs = [NodeArg.of(port) for port in program.outputs]
+        self._outputs = [NodeArg.of(port) for port in program.outputs if not port.hidden]
         self._dtypes = [np.dtype(one.dtype) for one in self._inputs]
         self._fixed = Executor(program, self.threads, _features())
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from coresident.graph.graph import Fact, Node
-from coresident.graph.operator import Array, operator, register
+from coresident.graph.operator import Array, facts_of, operator, register
 
 
 class Body:
@@ -81,7 +81,7 @@ class Body:
         """Add a node; returns the names of its outputs."""
         names = tuple(self._fresh(f"{self.node.outputs[0]}.{op}") for _ in range(outputs))
         node = Node(op, tuple(inputs), names, attributes, self.node.name)
-        facts = operator(node).infer(node, [self._facts[name] if name else None for name in inputs])
+        facts = facts_of(node, [self._facts[name] if name else None for name in inputs])
         self.nodes.append(node)
         self._facts.update(zip(names, facts))
         return names

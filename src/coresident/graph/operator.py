@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from coresident.errors import Error, InvalidModel, UnsupportedModel
+from coresident.graph.counted import counted
 from coresident.graph.graph import Fact, Graph, Node
 
 Array = np.ndarray[Any, Any]
@@ -56,6 +57,19 @@ def operator(node: Node) -> Operator:
     return found
 
 
+def facts_of(node: Node, inputs: Sequence[Fact | None]) -> Sequence[Fact]:
+    """The facts of a node's outputs, from those of its inputs.
+
+    Raises:
+        InvalidModel: they contradict.
+        UnsupportedModel: a form of the operator that is not supported.
+    """
+    results = operator(node).infer(node, inputs)
+    if any(fact is not None and fact.counts for fact in inputs):
+        return counted(node, inputs, results)
+    return results
+
+
 SMALL = 4096
 """Elements up to which `infer` evaluates what depends on constants alone: arithmetic on shapes, not on
 weights."""
@@ -93,7 +107,7 @@ def infer(graph: Graph) -> Graph:
         ]
         shapes = tuple(None if fact is None else fact.shape for fact in inputs)
         try:
-            results = _with_values(node, inputs, operator(node).infer(node, inputs))
+            results = _with_values(node, inputs, facts_of(node, inputs))
         except Error as error:
             raise error.at(node=node.name, op=node.op, shape=shapes) from None
         except (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coresident.kernels import (
+    boxes,
     columns,
     convolution,
     depthwise,
@@ -26,6 +27,7 @@ from coresident.kernels.lowering import FAMILIES
 
 __all__ = [
     "FAMILIES",
+    "boxes",
     "columns",
     "convolution",
     "depthwise",

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from coresident.graph.graph import Fact, Graph, Node, sorted_nodes
-from coresident.graph.operator import Array, operator
+from coresident.graph.operator import Array, facts_of
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class View:
             self._readers[name].pop(node, None)
 
     def _infer(self, node: Node, before: Mapping[str, Fact]) -> None:
-        facts = operator(node).infer(node, [self.fact(name) if name else None for name in node.inputs])
+        facts = facts_of(node, [self.fact(name) if name else None for name in node.inputs])
         for name, fact in zip(node.outputs, facts):
             if not name:
                 continue
