@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from coresident.errors import Error, InvalidModel, UnsupportedModel
+from coresident.graph.counted import counted
 from coresident.graph.graph import Fact, Graph, Node
 
 Array = np.ndarray[Any, Any]
@@ -29,20 +30,23 @@ class Operator:
         infer: facts of the inputs (None: left out) -> facts of the outputs; raises InvalidModel where they
             contradict.
         reference: arrays of the inputs -> arrays of the outputs, as the ONNX specification says.
+        operands: positions of the inputs that say how to move or how large a result is: their values must be
+            known when the node is lowered.
     """
 
     name: str
     infer: Infer
     reference: Reference
+    operands: tuple[int, ...] = ()
 
 
 OPERATORS: dict[str, Operator] = {}
 
 
-def register(name: str, infer: Infer, reference: Reference) -> None:
+def register(name: str, infer: Infer, reference: Reference, operands: Sequence[int] = ()) -> None:
     """Enter an operator in the table; each family of `operators/` does so for its own as it is imported."""
     assert name not in OPERATORS, f"operator {name} twice"
-    OPERATORS[name] = Operator(name, infer, reference)
+    OPERATORS[name] = Operator(name, infer, reference, tuple(operands))
 
 
 def operator(node: Node) -> Operator:
@@ -51,6 +55,19 @@ def operator(node: Node) -> Operator:
     if found is None:
         raise UnsupportedModel("an operator that is not supported", node=node.name, op=node.op)
     return found
+
+
+def facts_of(node: Node, inputs: Sequence[Fact | None]) -> Sequence[Fact]:
+    """The facts of a node's outputs, from those of its inputs.
+
+    Raises:
+        InvalidModel: they contradict.
+        UnsupportedModel: a form of the operator that is not supported.
+    """
+    results = operator(node).infer(node, inputs)
+    if any(fact is not None and fact.counts for fact in inputs):
+        return counted(node, inputs, results)
+    return results
 
 
 SMALL = 4096
@@ -90,7 +107,7 @@ def infer(graph: Graph) -> Graph:
         ]
         shapes = tuple(None if fact is None else fact.shape for fact in inputs)
         try:
-            results = _with_values(node, inputs, operator(node).infer(node, inputs))
+            results = _with_values(node, inputs, facts_of(node, inputs))
         except Error as error:
             raise error.at(node=node.name, op=node.op, shape=shapes) from None
         except (
@@ -116,6 +133,33 @@ def infer(graph: Graph) -> Graph:
             if name:
                 facts[name] = fact
     return graph.with_(facts=facts)
+
+
+def inputs_to_bind(graph: Graph) -> tuple[str, ...]:
+    """The inputs of a graph whose values its shapes depend on, in their order: the shape fed to a Reshape.
+
+    A program is compiled for their values as for the sizes of the others. They have at most one dimension;
+    where shapes depend on larger inputs, `infer` raises.
+    """
+    makers = graph.producers()
+    found: set[str] = set()
+    visited: set[str] = set()
+    pending = [node.input(i) for node in graph.nodes for i in operator(node).operands]
+    while pending:
+        name = pending.pop()
+        if not name or name in visited or name in graph.initializers:
+            continue
+        visited.add(name)
+        if name in makers:
+            # Shape and Size, and what else depends on shapes alone, have no values to wait for.
+            pending += () if makers[name].op in FROM_SHAPES else makers[name].inputs
+        elif len(graph.facts[name].shape) <= 1:
+            found.add(name)
+    return tuple(name for name in graph.inputs if name in found)
+
+
+FROM_SHAPES = frozenset(("Shape", "Size", "EyeLike"))
+"""Operators whose results depend on the shape of their input, not on its elements."""
 
 
 def evaluate(graph: Graph, feeds: dict[str, Array]) -> dict[str, Array]:

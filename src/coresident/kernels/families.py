@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from coresident.kernels import (
+    boxes,
+    columns,
     convolution,
     depthwise,
     elementwise,
@@ -14,6 +16,10 @@ from coresident.kernels import (
     pooling,
     reduction,
     resize,
+    running,
+    sampling,
+    scatter,
+    selection,
     softmax,
     transposed,
 )
@@ -21,6 +27,8 @@ from coresident.kernels.lowering import FAMILIES
 
 __all__ = [
     "FAMILIES",
+    "boxes",
+    "columns",
     "convolution",
     "depthwise",
     "elementwise",
@@ -32,6 +40,10 @@ __all__ = [
     "pooling",
     "reduction",
     "resize",
+    "running",
+    "sampling",
+    "scatter",
+    "selection",
     "softmax",
     "transposed",
 ]

@@ -84,7 +84,7 @@ Upgrade = Callable[[Node, Rewriter], Sequence[Node]]
 def _dtype(node: Node, output: int, dtypes: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:
     if node.op in COMPARISONS or (node.op == "Dropout" and output == 1):
         return np.dtype(bool)
-    if node.op in ("Shape", "Size", "ArgMax", "ArgMin") or (node.op == "MaxPool" and output == 1):
+    if node.op in ("Shape", "Size", "ArgMax", "ArgMin") or (node.op in ("MaxPool", "TopK") and output == 1):
         return np.dtype(np.int64)
     if node.op == "Cast":
         return np.dtype(str(node.get("to", "float32")))
@@ -114,6 +114,11 @@ def _split_to_input(node: Node, model: Rewriter) -> list[Node]:
         return [node]
     name = model.constant(node, "split", split, np.int64)
     return [node.with_(inputs=(node.input(0), name), attributes=_without(node, "split"))]
+
+
+def _k_to_input(node: Node, model: Rewriter) -> list[Node]:
+    name = model.constant(node, "k", [node.get("k", 0)], np.int64)
+    return [node.with_(inputs=(node.input(0), name), attributes=_without(node, "k"))]
 
 
 def _clip_to_inputs(node: Node, model: Rewriter) -> list[Node]:
@@ -253,6 +258,7 @@ UPGRADES: dict[str, tuple[tuple[int, Upgrade], ...]] = {
         for kind in ("Max", "Min", "Mean", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
     },
     "Split": ((13, _split_to_input),),
+    "TopK": ((10, _k_to_input),),
     "Clip": ((11, _clip_to_inputs),),
     "Pad": ((11, _pad_to_inputs),),
     "Slice": ((10, _slice_to_inputs),),

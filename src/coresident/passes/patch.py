@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from coresident.graph.graph import Fact, Graph, Node, sorted_nodes
-from coresident.graph.operator import Array, operator
+from coresident.graph.operator import Array, facts_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class View:
         self._makers: dict[str, Node] = {}
         self._readers: dict[str, dict[Node, None]] = {}
         self._initializers = dict(graph.initializers)
-        self._facts = {name: fact for name, fact in graph.facts.items() if name not in graph.initializers}
+        constants = graph.initializers.keys() - set(graph.inputs)
+        self._facts = {name: fact for name, fact in graph.facts.items() if name not in constants}
         self._outputs = frozenset(graph.outputs)
         self._taken = {*graph.inputs, *graph.initializers, *graph.facts}
         for node in graph.nodes:
@@ -178,7 +179,7 @@ class View:
             self._readers[name].pop(node, None)
 
     def _infer(self, node: Node, before: Mapping[str, Fact]) -> None:
-        facts = operator(node).infer(node, [self.fact(name) if name else None for name in node.inputs])
+        facts = facts_of(node, [self.fact(name) if name else None for name in node.inputs])
         for name, fact in zip(node.outputs, facts):
             if not name:
                 continue

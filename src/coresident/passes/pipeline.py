@@ -6,6 +6,7 @@ from coresident.graph.graph import Graph
 from coresident.graph.operator import infer
 from coresident.passes import (
     collapse_movement,
+    expand,
     fold_batch_norm,
     fold_constants,
     fuse_elementwise,
@@ -23,6 +24,7 @@ from coresident.passes.verify import verify as check
 
 PASSES: tuple[Pass, ...] = (
     fold_constants.PASS,
+    expand.PASS,
     remove_identities.PASS,
     share_duplicates.PASS,
     # Before strength is reduced: it rewrites the products and bounds that activations are recognised by.
@@ -62,4 +64,5 @@ def optimise(graph: Graph, verify: bool = False) -> Graph:
         before, graph = graph, step.run(graph)
         if verify:
             check(before, graph, step.name)
-    return graph
+    # Bodies put in the place of composite operators have made the values that count (`Fact.counts`) anew.
+    return infer(graph) if any(fact.counts for fact in graph.facts.values()) else graph

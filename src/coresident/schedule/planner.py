@@ -16,7 +16,7 @@ from coresident.codegen.compilation import Compilation
 from coresident.codegen.target import Target
 from coresident.codegen.types import F32
 from coresident.errors import Error, UnsupportedModel
-from coresident.graph.graph import Graph
+from coresident.graph.graph import Fact, Graph
 from coresident.kernels import families, movement
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Address, Operand, Tensor
@@ -56,6 +56,10 @@ class Planner:
     ) -> None:
         self._remarks = remarks or {}
         self._remark = ""
+        # What counts the elements of outputs is an output too, which the user does not see.
+        counting = (name for out in graph.outputs for _, name in _fact(graph, out).counts)
+        self._hidden = [name for name in dict.fromkeys(counting) if name not in graph.outputs]
+        graph = graph.with_(outputs=(*graph.outputs, *self._hidden))
         self.graph, self.target, self.threads, self.sparse = graph, target, threads, sparse
         self._places = layouts.assign(graph, target)
         self._tensors: dict[str, Tensor] = {}
@@ -231,7 +235,7 @@ class Planner:
             steps.append(Step(symbol, words, tasks, barrier, details))
         return Program(
             inputs=tuple(self._port(name) for name in self.graph.inputs),
-            outputs=tuple(self._port(name) for name in self.graph.outputs),
+            outputs=tuple(self._result(name) for name in self.graph.outputs),
             steps=tuple(steps),
             objects=objects,
             constants=self._packed_constants(),
@@ -289,9 +293,19 @@ class Planner:
         return ("input" if operand.kind == "input" else "output", operand.buffer)
 
     def _port(self, name: str) -> Port:
-        fact = self.graph.fact(name)
-        assert fact is not None
+        fact = _fact(self.graph, name)
         return Port(name, fact.dtype.name, fact.sizes)
+
+    def _result(self, name: str) -> Port:
+        counts = _fact(self.graph, name).counts
+        places = tuple((axis, self.graph.outputs.index(counting)) for axis, counting in counts)
+        return replace(self._port(name), counts=places, hidden=name in self._hidden)
+
+
+def _fact(graph: Graph, name: str) -> Fact:
+    fact = graph.fact(name)
+    assert fact is not None
+    return fact
 
 
 def _check_kernels(graph: Graph) -> None:

@@ -1,6 +1,8 @@
 """The operators, a family a file; importing this package enters all of them in the table."""
 
 from coresident.graph.operators import (
+    attention,
+    columns,
     convolution,
     elementwise,
     gather,
@@ -11,9 +13,14 @@ from coresident.graph.operators import (
     pooling,
     reduction,
     resize,
+    sampling,
+    scatter,
+    selection,
 )
 
 __all__ = [
+    "attention",
+    "columns",
     "convolution",
     "elementwise",
     "gather",
@@ -24,4 +31,7 @@ __all__ = [
     "pooling",
     "reduction",
     "resize",
+    "sampling",
+    "scatter",
+    "selection",
 ]
