@@ -260,13 +260,16 @@ def _between(least: int, most: int) -> str:
 
 
 def _attribute(attribute: onnx.AttributeProto, directory: Path | None) -> Any:
-    """An int, a float, a str, a tuple of these, an array; "to" and "dtype" as the name of a numpy type."""
+    """An int, a float, a str, a tuple of these, an array; element types as the names of numpy types ("" where
+    the operator's own rule holds)."""
     kind = onnx.AttributeProto.AttributeType
     what = f"the attribute {attribute.name!r}"
     if attribute.ref_attr_name:
         raise InvalidModel(f"{what} refers to a function's, outside of any")
     if attribute.type == kind.Value("INT"):
         value = int(attribute.i)
+        if attribute.name in ("output_dtype", "precision"):
+            return str(dtype_of(value, what)) if value else ""
         return str(dtype_of(value, what)) if attribute.name in ("to", "dtype") else value
     if attribute.type == kind.Value("FLOAT"):
         return float(attribute.f)
@@ -303,4 +306,6 @@ def _constant(node: Node) -> Array:
 
 def _plain(node: Node) -> Node:
     """An element-wise node with no attributes but those that its arithmetic reads."""
-    return node.with_(attributes=attributes_of(node)) if node.op in ELEMENTWISE else node
+    if node.op not in ELEMENTWISE or node.op in ("QuantizeLinear", "DequantizeLinear"):
+        return node
+    return node.with_(attributes=attributes_of(node))

@@ -9,6 +9,7 @@ from coresident.graph.operators import (
     movement,
     normalization,
     pooling,
+    quantization,
     reduction,
     resize,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "movement",
     "normalization",
     "pooling",
+    "quantization",
     "reduction",
     "resize",
 ]
