@@ -32,6 +32,8 @@ _TASK_CYCLES = 12_000
 _UNROLL = 4
 _UNROLL_INSTRUCTIONS = 12
 _SHUFFLED_STRIDE = 4
+_WIDER = 4
+"""Vectors of wide elements beside one of bytes, at most."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,9 @@ class _Nest:
     ) -> _Nest:
         loops, dtypes = list(loops), [t.dtype for t in operands]
         bits = max(8 * dtype.itemsize for dtype in dtypes)
+        if any(dtype.kind in "iu" and dtype.itemsize == 1 for dtype in dtypes):
+            # Whole vectors of bytes, beside several of wider elements.
+            bits = max(bits // _WIDER, 8)
         if compute is not None and any(dtype == np.float16 for dtype in dtypes):
             bits = max(bits, 32)
         lanes = plan.target.vector_bits // bits
