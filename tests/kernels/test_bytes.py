@@ -187,6 +187,39 @@ def test_scales_of_each_channel(target: Any) -> None:
     check_lowering(graph, {"x": x}, target)
 
 
+def activation(op: str) -> Expression:
+    """Of a byte: dequantise, apply, quantise."""
+    steps = (Apply("DequantizeLinear", (0, 1, 2)), Apply(op, (5,)), Apply("QuantizeLinear", (6, 3, 4)))
+    return Expression(5, steps)
+
+
+@TARGETS
+@pytest.mark.parametrize(("before", "after"), [("uint8", "uint8"), ("int8", "uint8"), ("uint8", "int8")])
+def test_functions_of_a_byte_become_tables(target: Any, before: str, after: str) -> None:
+    rng = np.random.default_rng(12)
+    known = {
+        "s0": np.array(0.05, np.float32),
+        "z0": np.array(100, before),
+        "s1": np.array(1 / 256, np.float32),
+        "z1": np.array(3, after),
+    }
+    node = Node("Elementwise", ("x", *known), ("y",), {"expression": activation("Sigmoid")})
+    for width in (*WIDTHS_AROUND_VECTORS, 256):
+        x = random_bytes(rng, (3, width), before)
+        x[0, :256] = np.arange(256, dtype=np.uint8).view(before)[:width]
+        graph = graph_of([node], {"x": x}, ["y"], known)
+        bench = check_lowering(graph, {"x": x}, target, hint=width)
+        assert bench.infos[0]["kernel"].startswith("table")
+
+
+def test_cheap_functions_of_a_byte_are_computed() -> None:
+    known = {"c": np.array(3, np.uint8)}
+    x = np.arange(256, dtype=np.uint8)
+    node = Node("Elementwise", ("x", "c"), ("y",), {"expression": Expression(2, (Apply("Add", (0, 1)),))})
+    bench = check_lowering(graph_of([node], {"x": x}, ["y"], known), {"x": x})
+    assert bench.infos[0]["kernel"].startswith("loopnest")
+
+
 @pytest.mark.parametrize("target", EMIT_TARGETS.values(), ids=EMIT_TARGETS.keys())
 def test_code_for_other_machines(target: Any) -> None:
     x = np.zeros((1, 3, 6, 35), np.uint8)
@@ -198,6 +231,8 @@ def test_code_for_other_machines(target: Any) -> None:
     ):
         check_emission(graph_of([node], {"x": x}, ["y"]), {"x": x}, target)
     known = constants("uint8")
+    table = Node("Elementwise", ("x", "s0", "z0", "s1", "z1"), ("y",), {"expression": activation("Tanh")})
+    check_emission(graph_of([table], {"x": x}, ["y"], known), {"x": x}, target)
     feeds = {"x0": x, "x1": x}
     node = Node("Elementwise", (*feeds, *known), ("y",), {"expression": requantised()})
     check_emission(graph_of([node], feeds, ["y"], known), feeds, target)
