@@ -15,6 +15,7 @@ import numpy as np
 from coresident.errors import InvalidModel, UnsupportedModel
 from coresident.graph.graph import Fact, Node
 from coresident.graph.operator import register
+from coresident.graph.operators.conversion import converting
 from coresident.graph.operators.operands import axes_in, integers, optional, required, values
 
 Array = np.ndarray[Any, Any]
@@ -254,4 +255,4 @@ def _reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
     return [np.asarray(y).astype(x.dtype)]
 
 
-register("Resize", _infer, _reference)
+register("Resize", *converting(_infer, _reference))
