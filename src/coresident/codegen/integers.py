@@ -80,6 +80,16 @@ class Dot:
             done.append(self._add(f, cut[0], cut[1 : 1 + len(quads)], cut[1 + len(quads) :]))
         return joined(f, done)
 
+    def add_any(self, f: Function, total: Value, quads: Value, weights: Value) -> Value:
+        """A sum of 32-bit lanes plus the products of one vector of quads with any weights in range, whether
+        two of them fit 16 bits together or not."""
+        if not self.held:
+            return self.add(f, total, [quads], [weights])
+        # Of two neighbours one is zero.
+        for part in (quads & 0x00FF00FF, quads & -0x00FF0100):
+            total = self.add(f, total, [part], [weights])
+        return total
+
     def _add(self, f: Function, total: Value, quads: Sequence[Value], weights: Sequence[Value]) -> Value:
         kind, lanes = total.type, total.type.lanes
         bits = 32 * lanes
