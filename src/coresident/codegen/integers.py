@@ -1,17 +1,17 @@
 """Products of bytes and what becomes of their sums, in the instructions that a CPU has for them.
 
-Four neighbouring channels of a pixel, a *quad*, fill one 32-bit lane; a vector holds one quad of as many
-pixels as it has such lanes.
+Neighbouring channels of a pixel, four bytes or two that are widened, fill one 32-bit lane, an *element*; a
+vector holds one element of as many pixels as it has such lanes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coresident.codegen.builder import Function, Value
 from coresident.codegen.target import Target
-from coresident.codegen.types import F32, I8, I16, I32, Type
+from coresident.codegen.types import I8, I16, I32
 
 _X86_WORDS = {
     128: "llvm.x86.sse2.pmadd.wd",
@@ -28,20 +28,21 @@ _X86_NEEDS = {128: ("ssse3",), 256: ("avx2",), 512: ("avx512bw",)}
 
 @dataclass(frozen=True)
 class Dot:
-    """How a target multiplies quads.
+    """A way to multiply elements.
 
     Args:
         name: of the instructions, for `analyze`.
-        signed: whether quads of activations are signed bytes; unsigned otherwise.
+        channels: of an element: four bytes, or two of 16 bits.
+        signed: whether activations are signed bytes; unsigned otherwise.
         depth: how many products are added before the sum is of 32 bits. If more than one, or `held`, a sum of
             them has to fit 16 bits, whatever the activations are: positive weights of a pair of channels must
             sum to `BOUND` at most, and so must negative ones.
         held: whether that holds even of one product.
         low, high: weights that can be multiplied.
-        weight: cost of one product in relation to a multiplication of vectors, sums included.
     """
 
     name: str
+    channels: int
     signed: bool
     depth: int
     held: bool
@@ -53,13 +54,20 @@ class Dot:
 
     @staticmethod
     def of(target: Target) -> Dot:
-        """The best that the target has."""
+        """The best that the target has for bytes."""
         if target.arch == "aarch64":
             name = "sdot" if target.has("dotprod") else "smull"
-            return Dot(name, True, 1, False, -127, 127)
+            return Dot(name, 4, True, 1, False, -127, 127)
         if _vnni(target):
-            return Dot("vpdpbusd", False, 1, False, -128, 127)
-        return Dot("vpmaddubsw", False, 2, True, -128, 127)
+            return Dot("vpdpbusd", 4, False, 1, False, -128, 127)
+        return Dot("vpmaddubsw", 4, False, 2, True, -128, 127)
+
+    @staticmethod
+    def all(target: Target) -> list[Dot]:
+        """Those that may be the best: where sums of bytes have to fit 16 bits, large weights can be faster
+        at twice the width."""
+        best = Dot.of(target)
+        return [best, Dot("vpmaddwd", 2, False, 1, False, -255, 255)] if best.held else [best]
 
     def add(self, f: Function, total: Value, quads: Sequence[Value], weights: Sequence[Value]) -> Value:
         """A sum of 32-bit lanes plus the products of some vectors of quads with weights, `depth` at most.
@@ -99,6 +107,12 @@ class Dot:
             for x, w in pairs:
                 total = f.call(f"llvm.x86.avx512.vpdpbusd.{bits}", kind, total, x, w, needs=_vnni(f.target))
             return total
+        if self.name == "vpmaddwd":
+            words = I16.by(2 * lanes)
+            for x, w in zip(quads, weights):
+                both = (f.bitcast(v, words) for v in (x, w))
+                total = total + f.call(_X86_WORDS[bits], kind, *both, needs=_word_needs(bits))
+            return total
         if self.name == "sdot":
             for x, w in pairs:
                 total = f.call("llvm.aarch64.neon.sdot.v4i32.v16i8", kind, total, x, w, needs=["dotprod"])
@@ -121,6 +135,10 @@ class Dot:
             halves.append(f.call("llvm.aarch64.neon.smull.v8i16", I16.by(8), a, b, needs=["neon"]))
         pairs = f.call("llvm.aarch64.neon.addp.v8i16", I16.by(8), *halves, needs=["neon"])
         return f.call("llvm.aarch64.neon.saddlp.v4i32.v8i16", I32.by(4), pairs, needs=["neon"])
+
+
+def _word_needs(bits: int) -> tuple[str, ...]:
+    return {128: ("sse2",), 256: ("avx2",), 512: ("avx512bw",)}[bits]
 
 
 def _vnni(target: Target) -> list[str]:
@@ -194,18 +212,15 @@ def _packed(f: Function, totals: Sequence[Value], zero_point: int, signed: bool)
     return joined(f, parts)
 
 
-def nearest(f: Function, value: Value) -> Value:
-    """The nearest integers, ties to even, of floats within the range of int32."""
-    kind = I32.by(value.type.lanes)
-    return f.call(f"llvm.lrint.{kind.suffix}.{value.type.suffix}", kind, value)
-
-
-Loader = Callable[[int], Value]
-
-
 def interleaved(f: Function, rows: Sequence[Value]) -> list[Value]:
-    """Four vectors of bytes, one a channel, as vectors of quads in the order of their pixels."""
+    """Vectors of bytes, one for each of two or four channels, as vectors of elements in the order of their
+    pixels; two bytes are unsigned and widened."""
     lanes = rows[0].type.lanes
+    if len(rows) == 2:
+        mixed = f.shuffle(rows[0], rows[1], [i for lane in range(lanes) for i in (lane, lanes + lane)])
+        size = lanes // 2
+        parts = [f.shuffle(mixed, None, range(at, at + size)) for at in range(0, 2 * lanes, size)]
+        return [f.bitcast(f.convert(p, I16, signed=False), I32.by(size // 2)) for p in parts]
     low, high = range(lanes // 2), range(lanes // 2, lanes)
 
     def zip_(a: Value, b: Value, half: Sequence[int]) -> Value:
@@ -219,6 +234,3 @@ def interleaved(f: Function, rows: Sequence[Value]) -> list[Value]:
         for part in (range(quarter), range(quarter, 2 * quarter)):
             quads.append(f.bitcast(zip_(words[0], words[1], part), I32.by(quarter)))
     return quads
-
-
-__all__ = ["F32", "Dot", "Type", "interleaved", "joined", "nearest", "saturated"]

@@ -11,7 +11,6 @@ from coresident.codegen.integers import Dot
 from coresident.codegen.types import I32
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Graph, Node
-from coresident.graph.operators.windows import Window
 from coresident.kernels import cost, integer_code, integer_stream
 from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import window
@@ -113,8 +112,8 @@ def convolution(node: Node, plan: Plan) -> None:
     start = corrected(
         bias, weights.sum(axis=tuple(range(1, weights.ndim)), dtype=np.int64), point, source.dtype, dot
     )
-    choice = choose(plan, shape, split, places, dot)
-    integer_code.emit(plan, source, shape, choice, dot, split, start, out, epilogue, info)
+    choice = choose(plan, shape, split, places)
+    integer_code.emit(plan, source, shape, choice, split, start, out, epilogue, info)
 
 
 def describe(
@@ -134,24 +133,26 @@ def describe(
     }
 
 
-def choose(plan: Plan, shape: Shape, weights: np.ndarray[Any, Any], places: Places, dot: Dot) -> Choice:
+def choose(plan: Plan, shape: Shape, weights: np.ndarray[Any, Any], places: Places) -> Choice:
     """The cut that should be fastest."""
     machine = cost.Machine.of(plan.target)
-    quads = -(-shape.inputs // 4)
-    sharings = [1] if dot.held else [s for s in (1, 2, 4) if shape.outputs % s == 0]
-    counted = {s: integer_stream.count(weights[0], dot, s, 1) for s in sharings}
+    ways: list[tuple[Dot, int, float, float]] = []
+    for dot in Dot.all(plan.target):
+        for shared in (1,) if dot.held else (1, 2, 4):
+            if shape.outputs % shared == 0:
+                ways.append((dot, shared, *integer_stream.count(weights[0], dot, shared, 1)))
     best: Choice | None = None
     most = MOST_VECTORS if plan.target.registers == 16 else 2 * MOST_VECTORS
     for vectors in range(1, most + 1):
         for strips in _cuts(places, vectors):
             if strips.vectors != vectors:
                 continue
-            for shared, (steps, changes) in counted.items():
-                if vectors * shared > most:
+            for dot, shared, steps, changes in ways:
+                if vectors * shared > most + (2 if shared == 2 else -2 if shared == 4 else 0):
                     continue
-                cycles, block = _cycles(machine, plan, shape, strips, dot, shared, steps, changes, quads)
+                cycles, block = _cycles(machine, plan, shape, strips, dot, shared, steps, changes)
                 if best is None or cycles < best.cycles:
-                    best = Choice(strips, shared, block, cycles)
+                    best = Choice(strips, dot, shared, block, cycles)
     assert best is not None
     return best
 
@@ -172,30 +173,30 @@ def _cycles(
     shared: int,
     steps: float,
     changes: float,
-    quads: int,
 ) -> tuple[float, int]:
-    """Cycles of all of it, and the quads of input channels in a block."""
+    """Cycles of all of it, and the elements of input channels in a block."""
     vectors, tiles = strips.vectors, len(strips.tiles)
+    elements = -(-shape.inputs // dot.channels)
     rows = shape.outputs / shared
     unaligned = any(tap % 8 for tap in strips.taps) or not strips.flat
-    loads = dot.depth * (vectors * (1.35 if unaligned else 1.0) + shared) / machine.loads
+    loads = dot.depth * (vectors * (1.5 if unaligned else 1.0) + shared + 1) / machine.loads
     products = (dot.depth + (1 if dot.held else 0)) * vectors * shared / machine.fmas
-    issue = (dot.depth * (2 * vectors * shared + vectors + 2 + shared) + vectors * shared) / (
-        machine.issue + 1
-    )
-    work = 4 * quads * strips.vectors * plan.target.lanes(I32) * max(1, len(strips.taps)) ** 0.5
+    issue = (2 * dot.depth * vectors * shared + dot.depth * (vectors + 2 + shared)) / (machine.issue + 1)
+    work = 4 * elements * strips.vectors * plan.target.lanes(I32) * max(1, len(strips.taps)) ** 0.5
     resident = work <= machine.l1_bytes
-    step = max(loads, products, issue) * (1.0 if resident else 1.25)
-    ends = 12 + 3.5 * vectors * shared
-    tile = steps * step + rows * ends + changes * machine.mispredict
-    packing = strips.packed * quads * (0.35 if strips.step == 1 else 0.6 if strips.step == 2 else 8.0)
-    packing += 12.0 * quads * float((strips.strips[:, 1] - strips.strips[:, 0]).sum())
-    far = 4 * quads * strips.span > machine.cache
-    total = shape.batch * shape.groups * (tiles * tile + packing * (2.0 if far else 1.0))
+    far = 0.0 if resident else dot.depth * vectors * plan.target.vector_bits / 8 / machine.l2_bytes
+    # Each lane's sums are a chain of additions.
+    step = max(loads, products, issue, far, 1.5 * dot.depth)
+    ends = 12 + 4.0 * vectors * shared
+    stream = steps * integer_stream.step_bytes(dot.depth, shared, wide=False)
+    read = stream / (machine.l2_bytes if stream < machine.cache else machine.l3_bytes)
+    tile = max(steps * step + rows * ends + changes * machine.mispredict, read)
+    packing = strips.packed * elements * (0.35 if strips.step == 1 else 0.6 if strips.step == 2 else 8.0)
+    packing += 12.0 * elements * float((strips.strips[:, 1] - strips.strips[:, 0]).sum())
+    if 4 * elements * strips.span > machine.cache:
+        packing *= 2.0
+    total = shape.batch * shape.groups * (tiles * tile + packing)
     # Too few strips: threads pack the same one each.
     parts = min(plan.threads, len(strips.strips) * shape.batch * shape.groups)
     total += shape.batch * shape.groups * packing * (plan.threads / parts - 1)
-    return total, quads
-
-
-__all__ = ["Window", "choose", "convolution", "corrected", "describe", "halo", "zero_point"]
+    return total, elements

@@ -29,11 +29,13 @@ class Choice:
     Args:
         strips: the cut of the pixels.
         shared: output channels that have their entries together.
-        block: quads of input channels in a block.
+        dot: how they are multiplied.
+        block: elements of input channels in a block.
         cycles: as the cost model says.
     """
 
     strips: Strips
+    dot: Dot
     shared: int
     block: int
     cycles: float
@@ -51,7 +53,6 @@ class _Code:
 
     Args:
         function: it.
-        dot: how quads are multiplied.
         x: address of the picture's and group's pixel 0.
         words: addresses of the tables: strips, tiles, runs; and of the bias.
         stream, starts, rows: of the group's part of the rows.
@@ -62,7 +63,6 @@ class _Code:
     """
 
     function: Function
-    dot: Dot
     shape: Shape
     choice: Choice
     channel_stride: int
@@ -82,8 +82,12 @@ class _Code:
     waiting: int
 
     @property
-    def quads(self) -> int:
-        return -(-self.shape.inputs // 4)
+    def dot(self) -> Dot:
+        return self.choice.dot
+
+    @property
+    def elements(self) -> int:
+        return -(-self.shape.inputs // self.dot.channels)
 
     def all(self) -> None:
         """The task's strips."""
@@ -98,17 +102,19 @@ class _Code:
                 self._tile(f.offset(f["scratch"], found[0], 4), found[1:])
 
     def _pack(self, first: Value, end: Value, base: Value) -> None:
-        """Interleave the strip's input, four channels at a time."""
-        f, s = self.function, self.choice.strips
+        """Interleave the strip's input, an element's channels at a time."""
+        f, s, size = self.function, self.choice.strips, self.dot.channels
         width = f.target.lanes(I8)
         while width > 8 and width // 2 >= s.longest:
             width //= 2
         if s.step > 2:
             width = 8
-        with f.loop(0, self.quads) as quad:
+        with f.loop(0, self.elements) as quad:
             channels = [
-                f.offset(self.x, f.minimum(quad * 4 + k, self.shape.inputs - 1) * self.channel_stride + base)
-                for k in range(4)
+                f.offset(
+                    self.x, f.minimum(quad * size + k, self.shape.inputs - 1) * self.channel_stride + base
+                )
+                for k in range(size)
             ]
             target = f.offset(f["scratch"], quad * s.span, 4)
             with f.loop(first, end) as run:
@@ -118,8 +124,9 @@ class _Code:
                 begin = f.offset(target, place, 4)
                 with f.loop(0, length, width) as at:
                     rows = [self._pixels(channel, source + at * s.step, width) for channel in channels]
-                    for i, vector in enumerate(integers.interleaved(f, rows)):
-                        f.store(vector, begin, at + i * (width // 4))
+                    vectors = integers.interleaved(f, rows)
+                    for i, vector in enumerate(vectors):
+                        f.store(vector, begin, at + i * vector.type.lanes)
 
     def _pixels(self, channel: Value, at: Value, width: int) -> Value:
         f, step = self.function, self.choice.strips.step
@@ -139,7 +146,7 @@ class _Code:
         """All rows of the task, block of input channels by block."""
         f = self.function
         count = self.part.end_row - self.part.first_row
-        blocks = -(-self.quads // self.choice.block)
+        blocks = -(-self.elements // self.choice.block)
         with f.loop(0, blocks) as block:
             position = f.var(f.offset(self.stream, f.load(I64, self.starts, block)))
             with f.loop(0, count) as r:
@@ -235,7 +242,6 @@ def emit(
     source: Tensor,
     shape: Shape,
     choice: Choice,
-    dot: Dot,
     weights: np.ndarray[Any, Any],
     bias: np.ndarray[Any, Any],
     out: Tensor,
@@ -251,11 +257,11 @@ def emit(
         barrier: False if the next step does not depend on it.
     """
     f = kernel(plan.target, "conv_integer")
-    s = choice.strips
+    s, dot = choice.strips, choice.dot
     lanes = plan.target.lanes(I32)
     row_count = shape.outputs // choice.shared
     work = cut(len(s.strips), row_count, shape.batch * shape.groups, plan.threads, choice.cycles)
-    total = -(-shape.inputs // 4)
+    total = -(-shape.inputs // dot.channels)
     wide = total * s.span > 1 << 16
     packed = pack(weights, s.taps, s.span, dot, choice.shared, choice.block, work, wide)
     _, parts, blocks = packed.starts.shape
@@ -283,7 +289,6 @@ def emit(
     waiting = -(-4 * (total * s.span + 2 * plan.target.lanes(I8)) // 64) * 64
     code = _Code(
         function=f,
-        dot=dot,
         shape=shape,
         choice=choice,
         channel_stride=strides[1],

@@ -1,7 +1,8 @@
-"""Integer weights as the stream that a kernel reads: entries of an offset and four weights for each row.
+"""Integer weights as the stream that a kernel reads: entries of an offset and of weights for each row.
 
-Only quads of channels with a weight that is not zero are in it. Where products are first added in 16 bits,
-what could overflow is split into entries of which each is safe: any activations give the exact sum.
+Only elements (two or four channels) with a weight that is not zero are in it. Where products are first added
+in 16 bits, what could overflow is split into entries of which each is safe: any activations give the exact
+sum.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ Array = np.ndarray[Any, Any]
 UNROLL = 4
 """Entries in one round of the inner loop, a power of two."""
 
-_ROUNDS = 6
+_WINDOW = 96
+"""Entries of a row among which pairs are sought, at most."""
+
+_TOGETHER = 4096
+"""Windows worked on at once."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,8 @@ class Entries:
 
     Args:
         row: [entries] which row, ascending.
-        column: [entries] which quad and tap.
-        weights: [entries, rows that share it, 4] int16.
+        column: [entries] which element and tap.
+        weights: [entries, rows that share it, channels of an element] int16.
     """
 
     row: Array
@@ -37,16 +42,16 @@ class Entries:
     weights: Array
 
 
-def quads(weights: Array) -> Array:
-    """[outputs, inputs, taps] -> [outputs, quads of inputs * taps, 4] int16, zeros after the last channel."""
+def elements(weights: Array, channels: int) -> Array:
+    """[outputs, inputs, taps] -> [outputs, elements * taps, channels of one] int16, zeros after the last."""
     outputs, inputs, taps = weights.shape
-    padded = np.zeros((outputs, -(-inputs // 4) * 4, taps), np.int16)
+    padded = np.zeros((outputs, -(-inputs // channels) * channels, taps), np.int16)
     padded[:, :inputs] = weights
-    return padded.reshape(outputs, -1, 4, taps).transpose(0, 1, 3, 2).reshape(outputs, -1, 4)
+    return padded.reshape(outputs, -1, channels, taps).transpose(0, 1, 3, 2).reshape(outputs, -1, channels)
 
 
 def entries(weights: Array, shared: int, dot: Dot) -> Entries:
-    """The entries of [outputs, columns, 4], each of weights that can be multiplied.
+    """The entries of [outputs, columns, channels], each of weights that can be multiplied.
 
     Args:
         shared: rows that have an entry together.
@@ -68,7 +73,7 @@ def entries(weights: Array, shared: int, dot: Dot) -> Entries:
         row, column, left = row[more], column[more], left[more]
     if not found:
         empty = np.zeros(0, np.int64)
-        return Entries(empty, empty, np.zeros((0, shared, 4), np.int16))
+        return Entries(empty, empty, np.zeros((0, shared, dot.channels), np.int16))
     if len(found) == 1:
         return found[0]
     order = np.argsort(np.concatenate([e.row for e in found]), kind="stable")
@@ -97,38 +102,56 @@ def _loads(weights: Array) -> Array:
 def pair(e: Entries, rows: int) -> Array:
     """[pairs, 2] indices of entries that may be added in 16 bits, by row; -1 where one stays alone.
 
-    Within each row, what is mostly positive in its pairs of channels is tried with what is mostly negative,
-    by one order and another.
+    Within each row (or part of one that is long), that which takes most is put with what takes most of those
+    that it fits with, and so on.
     """
-    loads = _loads(e.weights).astype(np.int16)
-    lean = loads[:, 0] - loads[:, 1]
-    lanes = lean.shape[1]
-    free = np.arange(len(e.row))
-    pairs: list[Array] = []
-    for attempt in range(_ROUNDS):
-        if len(free) < 2:
-            break
-        lane = attempt % lanes
-        sign = (lean[free, (lane + 1) % lanes] > 0).astype(np.int64)
-        free = free[np.argsort((e.row[free] * 2 + sign) * 1024 + lean[free, lane] + 512, kind="stable")]
-        row = e.row[free]
-        counts = np.bincount(row, minlength=rows)
-        begins = np.cumsum(counts) - counts
-        rank = np.arange(len(free)) - begins[row]
-        # The first half of each row meets the other half backwards, a little shifted each time.
-        half = counts[row] // 2
-        first = rank < half
-        turned = (half - 1 - rank + attempt // lanes) % np.maximum(half, 1)
-        partner = begins[row] + counts[row] - half + turned
-        a, b = free[first], free[partner[first]]
-        good = (loads[a] + loads[b] <= Dot.BOUND).all(axis=(1, 2))
-        pairs.append(np.stack([a[good], b[good]], axis=1))
-        used = np.zeros(len(e.row), bool)
-        used[pairs[-1].ravel()] = True
-        free = free[~used[free]]
-    alone = np.stack([free, np.full(len(free), -1)], axis=1)
-    every = np.concatenate([*pairs, alone]).astype(np.int64)
+    loads = _loads(e.weights).reshape(len(e.row), 4 * e.weights.shape[1]).astype(np.uint8)
+    counts = np.bincount(e.row, minlength=rows)
+    order = np.lexsort((-loads.max(axis=1).astype(np.int16), e.row))
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    parts = -(-counts // _WINDOW)
+    first = np.cumsum(parts) - parts
+    window = first[e.row[order]] + rank % np.maximum(parts, 1)[e.row[order]]
+    place = rank // np.maximum(parts, 1)[e.row[order]]
+    total = int(parts.sum())
+    done = [np.zeros((0, 2), np.int64)]
+    for begin in range(0, total, _TOGETHER):
+        some = np.flatnonzero((window >= begin) & (window < begin + _TOGETHER))
+        width = int(place[some].max()) + 1
+        index = np.full((min(_TOGETHER, total - begin), width), -1, np.int64)
+        index[window[some] - begin, place[some]] = order[some]
+        done.append(_match(index, loads))
+    every = np.concatenate(done)
     return every[np.argsort(e.row[every[:, 0]], kind="stable")]
+
+
+def _match(index: Array, loads: Array) -> Array:
+    """The pairs of some windows.
+
+    Args:
+        index: [windows, places] of entries, those that take most first; -1 for none.
+        loads: of all entries.
+    """
+    # One array for each load; places without an entry fit nothing.
+    taken = [np.where(index >= 0, lane[index], 255).astype(np.uint8) for lane in loads.T]
+    free = index >= 0
+    windows = np.arange(len(index))
+    found = []
+    for i in range(index.shape[1]):
+        here = free[:, i].copy()
+        free[:, i] = False
+        fits = free[:, i + 1 :].copy()
+        for lane in taken:
+            fits &= lane[:, i + 1 :] <= (Dot.BOUND - np.minimum(lane[:, i], Dot.BOUND))[:, None]
+        if fits.shape[1]:
+            partner = fits.argmax(axis=1)
+            good = fits[windows, partner] & here
+            free[windows[good], i + 1 + partner[good]] = False
+            mate = np.where(good, index[windows, i + 1 + partner], -1)
+        else:
+            mate = np.full(len(index), -1)
+        found.append(np.stack([index[here, i], mate[here]], axis=1))
+    return np.concatenate(found)
 
 
 @dataclass(frozen=True)
@@ -160,21 +183,21 @@ def pack(
     """The stream of [groups, outputs, inputs, taps].
 
     Args:
-        taps, span: packed pixels to each tap and from one quad of channels to the next.
-        block: quads of channels in a block.
+        taps, span: packed pixels to each tap and from one element to the next.
+        block: elements in a block.
     """
     streams: list[Array] = []
     rows: list[Array] = []
     starts: list[int] = []
     at = steps = 0
     size = step_bytes(dot.depth, shared, wide)
-    total = -(-weights.shape[2] // 4)
+    total = -(-weights.shape[2] // dot.channels)
     blocks = -(-total // block)
     offsets = (np.arange(total)[:, None] * span + np.array(taps)[None, :]).reshape(-1)
     for group in weights:
-        all_quads = quads(group)
+        whole = elements(group, dot.channels)
         for first, end in map(work.row_range, range(work.row_parts)):
-            chunk = all_quads[first * shared : end * shared]
+            chunk = whole[first * shared : end * shared]
             for b in range(blocks):
                 low, high = b * block * len(taps), min(total, (b + 1) * block) * len(taps)
                 e = entries(chunk[:, low:high], shared, dot)
@@ -202,17 +225,18 @@ def _steps(e: Entries, offsets: Array, dot: Dot, rows: int, wide: bool) -> tuple
     lone = picked < 0
     picked = np.where(lone, picked[:, :1], picked)
     at = offsets[e.column[picked]].astype(np.uint32 if wide else np.uint16)
-    weights = np.where(lone[:, :, None, None], 0, e.weights[picked]).astype(np.int8)
+    lanes = np.int8 if dot.channels == 4 else np.int16
+    weights = np.where(lone[:, :, None, None], 0, e.weights[picked]).astype(lanes)
     parts = [
         np.ascontiguousarray(at).view(np.uint8).reshape(len(picked), dot.depth * at.itemsize),
-        weights.view(np.uint8).reshape(len(picked), dot.depth * 4 * e.weights.shape[1]),
+        np.ascontiguousarray(weights).view(np.uint8).reshape(len(picked), dot.depth * 4 * e.weights.shape[1]),
     ]
     return np.concatenate(parts, axis=1), np.bincount(e.row[picked[:, 0]], minlength=rows)
 
 
 def count(weights: Array, dot: Dot, shared: int, blocks: int, sample: int = 64) -> tuple[float, float]:
     """About how many steps all rows of [outputs, inputs, taps] have, and how often their number changes."""
-    whole = quads(weights)
+    whole = elements(weights, dot.channels)
     rows = -(-len(whole) // shared)
     taken = min(rows, sample)
     picks = np.linspace(0, rows - 1, taken).astype(int)
@@ -226,4 +250,4 @@ def count(weights: Array, dot: Dot, shared: int, blocks: int, sample: int = 64) 
     return float(counts.mean() * rows), changes
 
 
-__all__ = ["UNROLL", "Packed", "count", "entries", "pack", "pair", "quads", "step_bytes"]
+__all__ = ["UNROLL", "Packed", "count", "entries", "pack", "pair", "step_bytes"]
