@@ -352,7 +352,7 @@ class CodeMath:
         """a / scale, rounded half to even, plus the zero point, held to the zero point's type; NaN becomes
         the least value."""
         f = self.function
-        whole = self.nearest_quotient(self.cast(a, "float32"), self.cast(scale, "float32"))
+        whole = self._nearest(self.cast(a, "float32"), self.cast(scale, "float32"))
         moved = whole + self.cast(zero_point, "int32")
         kind, bounds = moved.value.type, np.iinfo(zero_point.dtype)
         # Compilers know this form: it becomes instructions that saturate.
@@ -361,7 +361,7 @@ class CodeMath:
         held = f.call(f"llvm.smin.{kind.suffix}", kind, held, high)
         return Typed(f.convert(held, register_type(zero_point.dtype)), zero_point.dtype)
 
-    def nearest_quotient(self, a: Typed, scale: Typed) -> Typed:
+    def _nearest(self, a: Typed, scale: Typed) -> Typed:
         """The integer nearest to a / scale, where that lies within `_QUOTIENTS`; otherwise some beyond."""
         f, number = self.function, scale.number
         if number is not None and _inverts(number):

@@ -10,10 +10,11 @@ import numpy as np
 
 from coresident.codegen import integers
 from coresident.codegen.builder import Function, Value
-from coresident.codegen.math import CodeMath, Typed, register_type, to_memory, to_register, typed_constant
+from coresident.codegen.math import Typed, to_memory, to_register, typed_constant
 from coresident.codegen.types import I8, I32, of_dtype
 from coresident.graph.expression import Expression
 from coresident.graph.graph import Node
+from coresident.kernels.integer_expression import Ranged, evaluate, known
 from coresident.kernels.lowering import Operand, Plan, Tensor
 from coresident.kernels.vectors import store_first
 
@@ -92,31 +93,27 @@ class IntegerEpilogue:
         if self.expression is None:
             return sums
         lanes = total.type.lanes
-        values: list[Typed] = [sums]
+        values = [known(sums)]
         for kind, which in self.kinds:
             if kind == "full":
-                values.append(tensors[which])
+                values.append(known(tensors[which]))
             elif kind == "channel":
-                one = channels[which]
+                one, array = channels[which], self.channels[which]
                 spread = (
                     f.splat(one.value, one.value.type.by(lanes)) if one.value.type.lanes == 1 else one.value
                 )
-                values.append(Typed(spread, one.dtype))
+                largest = float(np.abs(array.astype(np.float64)).max())
+                bound = largest if np.isfinite(largest) else np.inf
+                values.append(Ranged(Typed(spread, one.dtype), bound))
             else:
-                values.append(typed_constant(f, which[0], which[1], lanes))
-        math = CodeMath(f)
-        if self.quantised is None:
-            result: Typed = self.expression.evaluate(math, values)
-            return result
-        scale = typed_constant(f, self.quantised[0], "float32", lanes)
-        last = self.expression.steps[-1]
-        before = Expression(self.expression.inputs, self.expression.steps[:-1])
-        known = list(values)
-        known.append(before.evaluate(math, values))
-        # The step before the last is the last of `before`, or an input.
-        source = last.arguments[0]
-        number = known[source] if source < self.expression.inputs else known[-1]
-        return math.nearest_quotient(math.cast(number, "float32"), scale)
+                values.append(known(typed_constant(f, which[0], which[1], lanes)))
+        result = evaluate(f, self.expression, values, self.quantised is not None)
+        if self.quantised is None or result.rounded is not None:
+            return result.typed
+        # Too large for the shorter way.
+        return Typed(
+            f.convert(result.typed.value, I32, signed=result.typed.is_signed) - self.quantised[1], "int32"
+        )
 
 
 def _quantised(expression: Expression, kinds: Sequence[tuple[str, Any]]) -> tuple[float, int, str] | None:
@@ -220,6 +217,3 @@ class IntegerOutput:
             value = ((value ^ self.fill) & real) ^ self.fill if self.fill else value & real
             vector = f.bitcast(value, vector.type)
         store_first(f, vector, row, v * self.lanes, count)
-
-
-__all__ = ["IntegerEpilogue", "IntegerOutput", "register_type"]
