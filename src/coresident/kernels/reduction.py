@@ -159,7 +159,7 @@ def with_zeros(layout: Layout, axes: Sequence[int]) -> Layout:
     if rank < 3 or not {rank - 1, rank - 2} <= set(axes) or layout.strides[-1] != 1:
         return layout
     gap = layout.strides[-2] - layout.shape[-1]
-    if not 0 < gap <= sum(layout.halo[-1]):
+    if layout.fill or not 0 < gap <= sum(layout.halo[-1]):
         return layout
     length = (layout.shape[-2] - 1) * layout.strides[-2] + layout.shape[-1]
     return layout.view((*layout.shape[:-2], 1, length), (*layout.strides[:-2], 0, 1), 0)
