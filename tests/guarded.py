@@ -74,7 +74,7 @@ class Bench:
         number = self.buffer((layout.extent + layout.slack) * kind.itemsize)
         tensor = Tensor(name, kind, layout, Address("arena", number))
         if any(map(any, layout.halo)):
-            self._buffers[number][self.GUARD : -self.GUARD] = 0
+            self._buffers[number][self.GUARD : -self.GUARD] = layout.fill & 255
         if value is not None:
             self.array(tensor)[...] = value
         self.tensors[name] = tensor
@@ -111,7 +111,7 @@ class Bench:
             self.place(name, Layout.contiguous(fact.sizes), fact.dtype, constant)
         return self.tensors[name]
 
-    def planar(self, name: str, halo: Sequence[tuple[int, int]] = ()) -> Tensor:
+    def planar(self, name: str, halo: Sequence[tuple[int, int]] = (), fill: int = 0) -> Tensor:
         assert not any(map(any, halo)), "a border is not asked for by what is tested here"
         tensor = self.tensor(name)
         return tensor if tensor.layout.strides[-1] == 1 else self._copied(tensor)

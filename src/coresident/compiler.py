@@ -123,6 +123,7 @@ def compile_graph(graph: Graph, options: Options, name: str = "") -> Program:
     start = time.perf_counter()
     optimised = pipeline.optimise(graph)
     remarks = fuse_epilogue.reasons(optimised)
+    remarks |= {node.outputs[0]: node.attributes["remark"] for node in optimised.nodes if node.get("remark")}
     planner = Planner(optimised, options.target, options.threads, options.sparse, remarks)
     program = planner.program({"model": name})
     program.info["compile_seconds"] = time.perf_counter() - start

@@ -140,7 +140,7 @@ def _operands(op: str) -> list[np.ndarray]:
     return [x, x[::-1]] if op in BINARY + COMPARING else [x]
 
 
-@pytest.mark.parametrize("op", sorted(ELEMENTWISE))
+@pytest.mark.parametrize("op", sorted(ELEMENTWISE.keys() - {"QuantizeLinear", "DequantizeLinear"}))
 def test_results_keep_float16_and_warn_of_nothing(op: str) -> None:
     feeds = {f"x{i}": a for i, a in enumerate(_operands(op))}
     node = Node(op, tuple(feeds), ("y",), {"to": "int32"} if op == "Cast" else {})

@@ -104,7 +104,7 @@ def test_special_arguments_of_the_others(target: Any) -> None:
 
 
 @TARGETS
-@pytest.mark.parametrize("op", sorted(ELEMENTWISE))
+@pytest.mark.parametrize("op", sorted(ELEMENTWISE.keys() - {"QuantizeLinear", "DequantizeLinear"}))
 def test_every_operator_against_the_reference(target: Any, op: str) -> None:
     rng = np.random.default_rng(0)
     x, y = (rng.standard_normal((3, 37)) * 3 for _ in range(2))
@@ -235,6 +235,53 @@ def test_float16_is_computed_in_single_precision(target: Any) -> None:
     got = run("Mul", target, x, x)
     np.testing.assert_array_equal(got, x * x)
     np.testing.assert_allclose(run("Exp", target, x), np.exp(x), rtol=1e-3)
+
+
+QUOTIENTS = np.concatenate(
+    [
+        np.arange(-300, 301) / 2,
+        np.random.default_rng(7).standard_normal(997) * 90,
+        [np.inf, -np.inf, np.nan, 3e38, -3e38, 1e9, -1e9, 2**31, 1e-40, -0.0],
+    ]
+)
+"""Ties, numbers between, and what saturates."""
+
+
+@TARGETS
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16"])
+@pytest.mark.parametrize("scale", [1.0, 0.25, 0.1, 0.0078431377, 3.0, 1e-30, 1e30])
+@pytest.mark.parametrize("constant", [False, True], ids=["computed scale", "constant scale"])
+def test_quantised_as_the_reference_does(target: Any, dtype: str, scale: float, constant: bool) -> None:
+    with np.errstate(over="ignore"):
+        x = (QUOTIENTS * scale).astype(np.float32)
+    number = np.array(scale, np.float32)
+    for zero_point in {0, 3, 121, int(np.iinfo(dtype).min)}:
+        point = np.array(zero_point, dtype)
+        feeds = {"x": x} if constant else {"x": x, "s": number, "z": point}
+        known = {"s": number, "z": point} if constant else {}
+        node = Node("QuantizeLinear", ("x", "s", "z"), ("y",))
+        check_lowering(graph_of([node], feeds, ["y"], known), feeds, target, hint=zero_point)
+
+
+@TARGETS
+def test_quotients_are_rounded_as_a_division_rounds_them(target: Any) -> None:
+    rng = np.random.default_rng(11)
+    for scale in rng.uniform(0.001, 0.1, 7).astype(np.float32):
+        ties = (np.arange(-256, 256).astype(np.float32) + np.float32(0.5)) * scale
+        x = np.concatenate([ties, np.nextafter(ties, np.float32(9e9)), np.nextafter(ties, -np.float32(9e9))])
+        known = {"s": np.array(scale), "z": np.array(0, np.int16)}
+        graph = graph_of([Node("QuantizeLinear", ("x", "s", "z"), ("y",))], {"x": x}, ["y"], known)
+        check_lowering(graph, {"x": x}, target, hint=scale)
+
+
+@TARGETS
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "int32"])
+def test_dequantised_as_the_reference_does(target: Any, dtype: str) -> None:
+    x = np.arange(-128 if dtype[0] == "i" else 0, 127, dtype=np.int64).astype(dtype)
+    for zero_point in (0, 5, 101):
+        known = {"s": np.array(0.031, np.float32), "z": np.array(zero_point, dtype)}
+        node = Node("DequantizeLinear", ("x", "s", "z"), ("y",))
+        check_lowering(graph_of([node], {"x": x}, ["y"], known), {"x": x}, target, hint=zero_point)
 
 
 def test_expressions_of_bare_values() -> None:

@@ -346,6 +346,65 @@ class CodeMath:
         number = a.number if target.kind == "f" else None
         return Typed(f.convert(a.value, kind, signed=signed), name, number)
 
+    # Quantisation
+
+    def quantize(self, a: Typed, scale: Typed, zero_point: Typed) -> Typed:
+        """a / scale, rounded half to even, plus the zero point, held to the zero point's type; NaN becomes
+        the least value."""
+        f = self.function
+        whole = self._nearest(self.cast(a, "float32"), self.cast(scale, "float32"))
+        moved = whole + self.cast(zero_point, "int32")
+        kind, bounds = moved.value.type, np.iinfo(zero_point.dtype)
+        # Compilers know this form: it becomes instructions that saturate.
+        low, high = f.constant(int(bounds.min), kind), f.constant(int(bounds.max), kind)
+        held = f.call(f"llvm.smax.{kind.suffix}", kind, moved.value, low)
+        held = f.call(f"llvm.smin.{kind.suffix}", kind, held, high)
+        return Typed(f.convert(held, register_type(zero_point.dtype)), zero_point.dtype)
+
+    def _nearest(self, a: Typed, scale: Typed) -> Typed:
+        """The integer nearest to a / scale, where that lies within `_QUOTIENTS`; otherwise some beyond."""
+        f, number = self.function, scale.number
+        if number is not None and _inverts(number):
+            quotient = self._times_inverse(a, scale, float(np.float32(number)))
+        else:
+            quotient = self._held(Typed((a / scale).value, "float32"), _QUOTIENTS)
+        kind = I32.by(quotient.value.type.lanes)
+        name = f"llvm.lrint.{kind.suffix}.{quotient.value.type.suffix}"
+        return Typed(f.call(name, kind, quotient.value), "int32")
+
+    def _held(self, a: Typed, bound: float) -> Typed:
+        """Within [-bound, bound]; NaN becomes -bound."""
+        return self.minimum(self.maximum(self.constant(-bound, a), a), self.constant(bound, a))
+
+    def _times_inverse(self, a: Typed, scale: Typed, number: float) -> Typed:
+        """a / scale, correctly rounded, without a division (P. Markstein, "Computation of elementary
+        functions on the IBM RISC System/6000 processor", 1990)."""
+        f, inverse = self.function, self.constant(float(np.float32(1 / number)), a)
+        held = self._held(a, _QUOTIENTS * number)
+        quotient = held * inverse
+        if math.frexp(number)[0] == 0.5:
+            return quotient
+        a, scale = _alike(held, scale)
+        rest = f.fma(-quotient.value, scale.value, a.value)
+        return Typed(f.fma(rest, inverse.value, quotient.value), "float32")
+
+    def dequantize(self, a: Typed, scale: Typed, zero_point: Typed) -> Typed:
+        """(a - zero point) * scale in the scale's type; the difference is of int32."""
+        difference = self.cast(a, "int32")
+        if zero_point.number != 0:
+            difference = difference - self.cast(zero_point, "int32")
+        product = self.cast(difference, "float32") * self.cast(scale, "float32")
+        return self.cast(product, scale.dtype)
+
+
+_QUOTIENTS = 2.0**20
+"""Quotients beyond this saturate whatever the zero point."""
+
+
+def _inverts(scale: float) -> bool:
+    """Whether a scale is far enough from 0 and infinity to be divided by through its inverse."""
+    return 2.0**-90 < scale < 2.0**90
+
 
 def to_register(function: Function, loaded: Value, dtype: np.dtype[Any]) -> Typed:
     """What was loaded from memory (`of_dtype` lanes), as it is computed with."""

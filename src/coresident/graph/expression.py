@@ -39,6 +39,8 @@ class Math(Protocol):
     def modulo(self, a: Any, b: Any, fmod: bool) -> Any: ...
     def divide(self, a: Any, b: Any) -> Any: ...
     def cast(self, a: Any, dtype: str) -> Any: ...
+    def quantize(self, a: Any, scale: Any, zero_point: Any) -> Any: ...
+    def dequantize(self, a: Any, scale: Any, zero_point: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,8 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Not": lambda m, a: m.invert(a),
     "IsNaN": lambda m, x: m.is_nan(x),
     "Cast": lambda m, x, to="float32": m.cast(x, to),
+    "QuantizeLinear": lambda m, x, scale, zero_point: m.quantize(x, scale, zero_point),
+    "DequantizeLinear": lambda m, x, scale, zero_point: m.dequantize(x, scale, zero_point),
 }
 """Name -> the operator, written in terms of a `Math`. A new element-wise operator is one line here."""
 

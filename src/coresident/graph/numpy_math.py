@@ -112,6 +112,23 @@ class NumpyMath:
     def cast(self, a: Array, dtype: str) -> Array:
         return np.asarray(a).astype(np.dtype(dtype))
 
+    @np.errstate(all="ignore")
+    def quantize(self, a: Array, scale: Array, zero_point: Array) -> Array:
+        """a / scale, rounded half to even, plus the zero point, held to the zero point's type; NaN becomes
+        the least value."""
+        dtype = np.asarray(zero_point).dtype
+        bounds = np.iinfo(dtype)
+        single = np.divide(np.asarray(a).astype(np.float32), np.asarray(scale).astype(np.float32))
+        moved = np.rint(single).astype(np.float64) + zero_point
+        held = np.clip(np.where(np.isnan(moved), bounds.min, moved), bounds.min, bounds.max)
+        return np.asarray(held).astype(dtype)
+
+    def dequantize(self, a: Array, scale: Array, zero_point: Array) -> Array:
+        """(a - zero point) * scale in the scale's type; the difference is of int32."""
+        difference = np.subtract(np.asarray(a).astype(np.int32), np.asarray(zero_point).astype(np.int32))
+        product = np.multiply(difference.astype(np.float32), np.asarray(scale).astype(np.float32))
+        return np.asarray(product).astype(np.asarray(scale).dtype)
+
 
 @np.errstate(all="ignore")
 def evaluate(expression: Expression, arrays: Sequence[Array]) -> Array:

@@ -1,4 +1,4 @@
-"""Writes the zeros around the planes of a planar layout."""
+"""Writes what stands around the planes of a planar layout."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Item = tuple[int, "int | Repeat"]
 
 
 def zero_halo(plan: Plan, tensor: Tensor) -> None:
-    """Emit a step, without a barrier, that writes zeros into the halo of [N, C, spatial...].
+    """Emit a step, without a barrier, that writes the fill into the halo of [N, C, spatial...].
 
     None is emitted where there is no halo.
     """
@@ -51,7 +51,7 @@ def zero_halo(plan: Plan, tensor: Tensor) -> None:
     entry = Entry(tuple(loops), (tensor,), split)
     f, pointers = entry.function(plan.target, "zero_halo")
     with entry.rows(f, pointers, len(loops)) as (here, _, _):
-        _emit(f, here[0], items, tensor.dtype)
+        _emit(f, here[0], items, tensor.dtype, tensor.layout.fill)
     plan.step(
         f,
         [operand(tensor)],
@@ -130,26 +130,26 @@ def _count(item: Item) -> int:
     return what if isinstance(what, int) else what.count * sum(_count(part) for part in what.body)
 
 
-def _emit(f: Function, pointer: Value, items: Sequence[Item], dtype: np.dtype[Any]) -> None:
+def _emit(f: Function, pointer: Value, items: Sequence[Item], dtype: np.dtype[Any], fill: int) -> None:
     for place, what in items:
         here = f.offset(pointer, place * dtype.itemsize)
         if isinstance(what, int):
-            _zero_run(f, here, what, Type("i", 8 * dtype.itemsize))
+            _run(f, here, what, Type("i", 8 * dtype.itemsize), fill)
             continue
         with f.loop(0, what.count) as i:
-            _emit(f, f.offset(here, i * (what.stride * dtype.itemsize)), what.body, dtype)
+            _emit(f, f.offset(here, i * (what.stride * dtype.itemsize)), what.body, dtype, fill)
 
 
-def _zero_run(f: Function, pointer: Value, length: int, element: Type) -> None:
+def _run(f: Function, pointer: Value, length: int, element: Type, fill: int) -> None:
     lanes = f.target.lanes(element)
     whole = length // lanes * lanes
     at = 0
     if whole > _UNROLLED_VECTORS * lanes:
         with f.loop(0, whole, lanes) as i:
-            f.store(f.constant(0, element.by(lanes)), pointer, i)
+            f.store(f.constant(fill, element.by(lanes)), pointer, i)
         at = whole
     while at < length:
         while lanes > length - at:
             lanes //= 2
-        f.store(f.constant(0, element.by(lanes)), pointer, at)
+        f.store(f.constant(fill, element.by(lanes)), pointer, at)
         at += lanes

@@ -16,8 +16,9 @@ class Layout:
         strides: in elements, one a dimension.
         origin: elements from the start of the buffer to element 0.
         extent: elements of the buffer (for a view: of what it is a view of).
-        halo: (before, after) elements around each dimension that are readable and hold zero.
+        halo: (before, after) elements around each dimension that are readable and hold `fill`.
         slack: elements after the last of every innermost run that may be read and overwritten with anything.
+        fill: value of the halo: zero, or the zero point of a quantised tensor.
     """
 
     shape: tuple[int, ...]
@@ -26,6 +27,7 @@ class Layout:
     extent: int
     halo: tuple[tuple[int, int], ...]
     slack: int = 0
+    fill: int = 0
 
     @staticmethod
     def contiguous(shape: Sequence[int]) -> Layout:
@@ -39,7 +41,12 @@ class Layout:
 
     @staticmethod
     def planar(
-        shape: Sequence[int], gaps: Sequence[int], halo: Sequence[tuple[int, int]], lanes: int
+        shape: Sequence[int],
+        gaps: Sequence[int],
+        halo: Sequence[tuple[int, int]],
+        lanes: int,
+        itemsize: int = 4,
+        fill: int = 0,
     ) -> Layout:
         """[N][C][planes of (depth,) rows (with gaps between their ends and starts)].
 
@@ -47,8 +54,10 @@ class Layout:
             shape: (N, C, spatial...).
             gaps: for each spatial dimension, unused elements between one line and the next: the border
                 after one row is the border before the next, so a run of pixels may cross row ends.
-            halo: for each spatial dimension, zeros (before, after); at most the gap, except in the outermost.
-            lanes: of a vector: what a run may overshoot, and the alignment of planes.
+            halo: for each spatial dimension, (before, after) of the value `fill`; at most the gap, except in
+                the outermost.
+            lanes: of a vector: what a run may overshoot.
+            itemsize: bytes of an element.
         """
         spatial = list(shape[2:])
         strides = [1] * len(spatial)
@@ -59,7 +68,7 @@ class Layout:
         span = sum((size - 1) * s for size, s in zip(spatial, strides)) + 1
         # Cache lines per plane odd: planes that all start in the same cache set would throw each other out
         # of L1.
-        line = 16
+        line = 64 // itemsize
         origin = -(-before // line) * line
         plane = -(-(origin + span + after + lanes) // line)
         plane = (plane | 1) * line
@@ -71,6 +80,7 @@ class Layout:
             plane * c * n + lanes,
             ((0, 0), (0, 0), *halo),
             slack=lanes,
+            fill=fill,
         )
 
     @property

@@ -82,14 +82,14 @@ class Plan(Protocol):
     def tensor(self, name: str) -> Tensor:
         """The tensor of a value, constants included (they are stored as they are, C-contiguous)."""
 
-    def planar(self, name: str, halo: Sequence[tuple[int, int]] = ()) -> Tensor:
-        """The tensor of a float value [N, C, spatial...] with rows of unit stride and at least this spatial
-        halo of zeros.
+    def planar(self, name: str, halo: Sequence[tuple[int, int]] = (), fill: int = 0) -> Tensor:
+        """The tensor of a value [N, C, spatial...] of float32 or bytes with rows of unit stride and at least
+        this spatial halo, which holds `fill`.
 
         A copy is made where the value does not already lie so.
         """
 
-    def lies_planar(self, name: str, halo: Sequence[tuple[int, int]] = ()) -> bool:
+    def lies_planar(self, name: str, halo: Sequence[tuple[int, int]] = (), fill: int = 0) -> bool:
         """Whether `planar` gives the tensor itself, without a copy."""
 
     def contiguous(self, name: str) -> Tensor:
@@ -139,6 +139,7 @@ class Plan(Protocol):
 
 Lowering = Callable[[Node, Plan], None]
 Halo = Callable[[Node, Graph], tuple[tuple[int, int], ...]]
+Fill = Callable[[Node, Graph], int]
 
 
 @dataclass(frozen=True)
@@ -149,24 +150,28 @@ class Family:
         lower: emits the node.
         halo: for operators that want their first input planar: the spatial halo that they need; None for
             operators that take any layout.
+        fill: the value of that halo; None for zero.
         flat: whether runs of pixels cross row ends, so that input and output want the same gaps between rows.
     """
 
     lower: Lowering
     halo: Halo | None = None
     flat: bool = False
+    fill: Fill | None = None
 
 
 FAMILIES: dict[str, Family] = {}
 
 
-def lowers(*ops: str, halo: Halo | None = None, flat: bool = False) -> Callable[[Lowering], Lowering]:
+def lowers(
+    *ops: str, halo: Halo | None = None, flat: bool = False, fill: Fill | None = None
+) -> Callable[[Lowering], Lowering]:
     """Enter a lowering in the table for these operators."""
 
     def enter(function: Lowering) -> Lowering:
         for op in ops:
             assert op not in FAMILIES, f"two lowerings for {op}"
-            FAMILIES[op] = Family(function, halo, flat)
+            FAMILIES[op] = Family(function, halo, flat, fill)
         return function
 
     return enter

@@ -22,7 +22,7 @@ from coresident.graph.graph import Dimension, Fact, Graph, Node, sorted_nodes
 from coresident.graph.operator import OPERATORS
 from coresident.graph.operators.elementwise import attributes_of
 from coresident.graph.operators.generation import constant_value
-from coresident.onnx import functions, text
+from coresident.onnx import functions, quantized, text
 from coresident.onnx.tensors import array_of, dtype_of
 from coresident.onnx.upgrade import NEWEST_OPSET, OLDEST_OPSET, UPGRADES, Rewriter
 
@@ -112,7 +112,12 @@ def _graph(model: onnx.ModelProto, directory: Path | None) -> Graph:
         {*facts, *initializers, *(name for node in ordered for name in node.outputs)},
         frozenset((*outputs, *(name for node in ordered for name in node.inputs))),
     )
-    newest = [_plain(each) for node in ordered for each in rewriter.rewrite(node)]
+    newest = [
+        _plain(newer)
+        for node in ordered
+        for each in _expanded(node, rewriter)
+        for newer in rewriter.rewrite(each)
+    ]
     known = {*facts, *initializers, *(name for node in newest for name in node.outputs)}
     for name in outputs:
         if name not in known:
@@ -126,7 +131,7 @@ def _check_supported(nodes: Iterable[onnx.NodeProto]) -> None:
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
     for i, node in enumerate(nodes):
-        if node.domain in STANDARD and (node.op_type in OPERATORS or node.op_type in UPGRADES):
+        if _is_known(node):
             continue
         op = node.op_type if node.domain in STANDARD else f"{node.domain}.{node.op_type}"
         counts[op] += 1
@@ -135,6 +140,12 @@ def _check_supported(nodes: Iterable[onnx.NodeProto]) -> None:
         listed = ", ".join(f"{op} ({n}, first {first[op]!r})" for op, n in sorted(counts.items()))
         some = next(iter(counts)) if len(counts) == 1 else None
         raise UnsupportedModel(f"operators that are not supported: {listed}", op=some)
+
+
+def _is_known(node: onnx.NodeProto) -> bool:
+    if node.domain in STANDARD:
+        return any(node.op_type in table for table in (OPERATORS, UPGRADES, quantized.EXPANSIONS))
+    return bool(node.domain == quantized.DOMAIN and node.op_type in quantized.SIGNATURES)
 
 
 def _check_names(graph: onnx.GraphProto) -> None:
@@ -216,13 +227,23 @@ def _node(proto: onnx.NodeProto, index: int, opset: int, directory: Path | None)
             if attribute.name in attributes:
                 raise InvalidModel(f"the attribute {attribute.name!r} is there twice")
             attributes[attribute.name] = _attribute(attribute, directory)
-        _check_schema(proto, opset)
+        if proto.domain in STANDARD:
+            _check_schema(proto, opset)
+        else:
+            quantized.check_signature(
+                Node(proto.op_type, tuple(proto.input), tuple(proto.output), attributes)
+            )
     except Error as error:
         raise error.at(node=name, op=proto.op_type) from error.__cause__
     inputs = list(proto.input)
     while inputs and not inputs[-1]:
         inputs.pop()
     return Node(proto.op_type, tuple(inputs), tuple(proto.output), attributes, name)
+
+
+def _expanded(node: Node, rewriter: Rewriter) -> list[Node]:
+    expand = quantized.EXPANSIONS.get(node.op)
+    return [node] if expand is None else expand(node, rewriter)
 
 
 def _check_schema(proto: onnx.NodeProto, opset: int) -> None:
@@ -260,13 +281,16 @@ def _between(least: int, most: int) -> str:
 
 
 def _attribute(attribute: onnx.AttributeProto, directory: Path | None) -> Any:
-    """An int, a float, a str, a tuple of these, an array; "to" and "dtype" as the name of a numpy type."""
+    """An int, a float, a str, a tuple of these, an array; element types as the names of numpy types ("" where
+    the operator's own rule holds)."""
     kind = onnx.AttributeProto.AttributeType
     what = f"the attribute {attribute.name!r}"
     if attribute.ref_attr_name:
         raise InvalidModel(f"{what} refers to a function's, outside of any")
     if attribute.type == kind.Value("INT"):
         value = int(attribute.i)
+        if attribute.name in ("output_dtype", "precision"):
+            return str(dtype_of(value, what)) if value else ""
         return str(dtype_of(value, what)) if attribute.name in ("to", "dtype") else value
     if attribute.type == kind.Value("FLOAT"):
         return float(attribute.f)
@@ -303,4 +327,6 @@ def _constant(node: Node) -> Array:
 
 def _plain(node: Node) -> Node:
     """An element-wise node with no attributes but those that its arithmetic reads."""
-    return node.with_(attributes=attributes_of(node)) if node.op in ELEMENTWISE else node
+    if node.op not in ELEMENTWISE or node.op in ("QuantizeLinear", "DequantizeLinear"):
+        return node
+    return node.with_(attributes=attributes_of(node))

@@ -88,11 +88,15 @@ def _dtype(node: Node, output: int, dtypes: Mapping[str, np.dtype[Any]]) -> np.d
         return np.dtype(np.int64)
     if node.op == "Cast":
         return np.dtype(str(node.get("to", "float32")))
+    if node.op in ("ConvInteger", "MatMulInteger"):
+        return np.dtype(np.int32)
+    if node.op in ("QuantizeLinear", "DynamicQuantizeLinear") and output != 1:
+        return dtypes.get(node.input(2), np.dtype(str(node.get("output_dtype") or "uint8")))
     if node.op == "ConstantOfShape":
         return np.asarray(node.get("value", np.zeros(1, np.float32))).dtype
     if node.op == "EyeLike" and node.get("dtype"):
         return np.dtype(str(node.get("dtype")))
-    source = {"Where": 1, "CastLike": 1, "OneHot": 2}.get(node.op, 0)
+    source = {"Where": 1, "CastLike": 1, "DequantizeLinear": 1, "OneHot": 2}.get(node.op, 0)
     return dtypes.get(node.input(source), np.dtype(np.float32))
 
 

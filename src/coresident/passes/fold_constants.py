@@ -3,6 +3,9 @@
 1. Values whose facts hold them, Shape and Size among them, become constants.
 2. A node that reads only constants is evaluated, unless its results pass `LIMIT`.
 
+`ARITHMETIC` leaves DequantizeLinear alone: products with the weights that it makes may become products of
+bytes.
+
 So the arithmetic on shapes that exporters leave behind (Shape, Gather, Unsqueeze, Concat before a Reshape)
 disappears.
 """
@@ -16,7 +19,7 @@ import numpy as np
 from coresident.errors import Error, InvalidModel
 from coresident.graph.graph import Node
 from coresident.graph.operator import Array, operator
-from coresident.passes.patch import Patch, View, pattern_pass
+from coresident.passes.patch import Patch, Rule, View, pattern_pass
 
 LIMIT = 64 << 20
 """Bytes of results up to which a node is evaluated; what is larger costs less to compute than to store."""
@@ -63,4 +66,9 @@ def _replaced(view: View, node: Node, values: dict[str, Array]) -> Patch:
     return Patch((node,), (), constants, renames)
 
 
+def _but_weights(rule: Rule) -> Rule:
+    return lambda view, node: None if node.op == "DequantizeLinear" else rule(view, node)
+
+
+ARITHMETIC = pattern_pass("fold_arithmetic", _but_weights(_known_value), _but_weights(_constant_inputs))
 PASS = pattern_pass("fold_constants", _known_value, _constant_inputs)

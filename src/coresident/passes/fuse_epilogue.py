@@ -1,9 +1,9 @@
 """Element-wise work on the result of a convolution or matrix product, done while it is still in registers.
 
-The host is a Conv, ConvTranspose, Gemm or MatMul of floats whose result has one reader and is no output of
-the graph; the reader is element-wise and keeps shape and type. It becomes part of the host's attribute
-"epilogue" (an `Expression` whose input 0 is the host's own result); what else it reads becomes further inputs
-of the host.
+The host is a Conv, ConvTranspose, Gemm or MatMul of floats, or the like of bytes, whose result has one reader
+and is no output of the graph; the reader is element-wise and keeps the shape, and the type of floats. It
+becomes part of the host's attribute "epilogue" (an `Expression` whose input 0 is the host's own result); what
+else it reads becomes further inputs of the host.
 
 1. The reader reads only the result and constants that are scalars (kept with shape []) or vary along the
    channels (kept with shape [C, 1, ...] as they broadcast; [N] for Gemm and MatMul).
@@ -20,11 +20,18 @@ import numpy as np
 from coresident.graph.expression import Expression
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operator import Array
+from coresident.passes.fuse_elementwise import is_byte_function
 from coresident.passes.fused import Fused
 from coresident.passes.patch import Pass, Patch, View, rewrite
 
-HOSTS = {"Conv": 3, "ConvTranspose": 3, "Gemm": 3, "MatMul": 2}
+INTEGER_HOSTS = {"ConvInteger": 5, "ConvTransposeInteger": 5, "MatMulInteger": 5}
+"""Those whose sums are int32; their epilogues may make other types of them."""
+
+HOSTS = {"Conv": 3, "ConvTranspose": 3, "Gemm": 3, "MatMul": 2, **INTEGER_HOSTS}
 """Operators that can carry an epilogue, with the number of their own inputs."""
+
+STORED = (np.float32, np.int32, np.uint8, np.int8)
+"""Types that the epilogue of one of `INTEGER_HOSTS` may read and make."""
 
 STEPS = 12
 """Operators in an epilogue at most."""
@@ -85,7 +92,9 @@ def _absorb(view: View, host: Node, residuals: int) -> Patch | str:
     step = Fused.of(reader)
     if step is None:
         return "its reader is not element-wise"
-    if not _keeps(view, result, reader.outputs[0]):
+    if is_byte_function(view, reader):
+        return "a table is faster"
+    if not _keeps(view, host, result, reader.outputs[0]):
         return "the shape or type changes"
     epilogue = _epilogue(host)
     if len(epilogue.expression.steps) + len(step.expression.steps) > STEPS:
@@ -98,16 +107,16 @@ def _absorb(view: View, host: Node, residuals: int) -> Patch | str:
             names[name] = name
             continue
         small = _broadcast_small(host, operand, view.shape(result))
-        if small is None or operand.dtype != view.dtype(result):
+        if small is None or (host.op not in INTEGER_HOSTS and operand.dtype != view.dtype(result)):
             return f"a constant of shape {list(operand.shape)} varies along other axes than the channels"
         names[name] = name if small.shape == operand.shape else view.fresh(f"{name}.operand")
         if names[name] != name:
             constants[names[name]] = small
     shape = view.shape(result)
     whole = {name for name in step.inputs if name != result and view.constant(name) is None}
-    if whole and host.op == "ConvTranspose":
+    if whole and host.op.startswith("ConvTranspose"):
         return "it can't read further values"
-    if any(not _is_like(view, name, result) for name in whole):
+    if any(not _keeps(view, host, result, name) for name in whole):
         return "it reads a value of another shape"
     if any(not _may_wait(view, name, host, reader) for name in whole):
         return "it belongs to a later operator"
@@ -128,12 +137,13 @@ def _absorb(view: View, host: Node, residuals: int) -> Patch | str:
     return Patch((host, reader), (node,), constants)
 
 
-def _keeps(view: View, result: str, after: str) -> bool:
-    return _is_like(view, after, result) and np.issubdtype(view.dtype(result), np.floating)
-
-
-def _is_like(view: View, name: str, result: str) -> bool:
-    return (view.shape(name), view.dtype(name)) == (view.shape(result), view.dtype(result))
+def _keeps(view: View, host: Node, result: str, other: str) -> bool:
+    """Whether the host's kernel can read or store a value beside its result."""
+    if view.shape(other) != view.shape(result):
+        return False
+    if host.op in INTEGER_HOSTS:
+        return view.dtype(other) in STORED
+    return view.dtype(other) == view.dtype(result) and np.issubdtype(view.dtype(result), np.floating)
 
 
 def _may_wait(view: View, name: str, host: Node, reader: Node) -> bool:
@@ -150,7 +160,7 @@ def _broadcast_small(host: Node, constant: Array, shape: tuple[int, ...]) -> Arr
         return constant.reshape(())
     if constant.ndim > len(shape):
         return None
-    axis = 1 if host.op in ("Conv", "ConvTranspose") else len(shape) - 1
+    axis = 1 if host.op.startswith("Conv") else len(shape) - 1
     full = (1,) * (len(shape) - constant.ndim) + constant.shape
     if any(size != 1 for d, size in enumerate(full) if d != axis):
         return None

@@ -1,7 +1,7 @@
 """Let the operator that reads a Pad do the padding.
 
 1. Pad of Pad, both constant with the same value and neither cutting, becomes one.
-2. A spatial Pad with 0 joins the pads of the Conv that reads it.
+2. A spatial Pad with 0 joins the pads of the Conv that reads it; with the zero point, those of a ConvInteger.
 3. A spatial Pad with 0 joins the pads of an AveragePool that counts its padding, or has none.
 4. A spatial Pad with -infinity joins the pads of a MaxPool, and so does one with 0 where what is padded is
    never negative; every window must still see some of it.
@@ -61,10 +61,11 @@ def _pad_of_pad(view: View, node: Node) -> Patch | None:
 
 
 def _pad_of_conv(view: View, node: Node) -> Patch | None:
-    if node.op != "Conv":
+    if node.op not in ("Conv", "ConvInteger"):
         return None
     pad = padding(view, view.maker(node.inputs[0]))
-    if pad is None or not pad.is_spatial or pad.value != 0:
+    zero = view.scalar(node.input(2)) if node.op == "ConvInteger" and node.input(2) else 0
+    if pad is None or not pad.is_spatial or pad.value != zero:
         return None
     return _merged(view, node, pad, view.shape(node.inputs[1])[2:], {})
 

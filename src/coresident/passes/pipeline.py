@@ -6,12 +6,17 @@ from coresident.graph.graph import Graph
 from coresident.graph.operator import infer
 from coresident.passes import (
     collapse_movement,
+    convert_inside,
     expand,
+    expand_quantization,
     fold_batch_norm,
     fold_constants,
     fuse_elementwise,
     fuse_epilogue,
+    integer_products,
     merge_padding,
+    merge_scales,
+    move_quantization,
     recognise_activations,
     recognise_pooling,
     reduce_strength,
@@ -23,10 +28,15 @@ from coresident.passes.patch import Pass
 from coresident.passes.verify import verify as check
 
 PASSES: tuple[Pass, ...] = (
-    fold_constants.PASS,
+    expand_quantization.PASS,
+    fold_constants.ARITHMETIC,
     expand.PASS,
     remove_identities.PASS,
     share_duplicates.PASS,
+    move_quantization.PASS,
+    fold_constants.ARITHMETIC,
+    integer_products.PASS,
+    fold_constants.PASS,
     # Before strength is reduced: it rewrites the products and bounds that activations are recognised by.
     recognise_activations.PASS,
     reduce_strength.PASS,
@@ -39,6 +49,11 @@ PASSES: tuple[Pass, ...] = (
     fold_batch_norm.PASS,
     fold_constants.PASS,
     share_duplicates.PASS,
+    move_quantization.PASS,
+    merge_scales.PASS,
+    convert_inside.PASS,
+    fuse_elementwise.DEQUANTIZE,
+    fuse_elementwise.BYTE_FUNCTIONS,
     fuse_epilogue.PASS,
     fuse_elementwise.PASS,
 )

@@ -3,7 +3,8 @@
 1. Values that convolutions and pools read or write, and what lies between them, are planar.
 2. All planar values of the same spatial sizes leave the same gaps between rows, the widest border that any
    of them needs, so that runs of pixels can cross row ends from one layer to the next.
-3. A value carries a border of zeros exactly as wide as its consumers read.
+3. A value carries a border of zeros (of its zero point, if it is quantised) exactly as wide as its consumers
+   read.
 4. The inputs of a channel concatenation lie inside its output: concatenating costs nothing.
 """
 
@@ -17,11 +18,17 @@ import numpy as np
 from coresident.codegen.target import Target
 from coresident.codegen.types import F32
 from coresident.graph.expression import ELEMENTWISE
-from coresident.graph.graph import Graph, Node
+from coresident.graph.graph import Fact, Graph, Node
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import FAMILIES
 
 Halo = tuple[tuple[int, int], ...]
+
+PLANAR = (np.dtype(np.float32), np.dtype(np.uint8), np.dtype(np.int8))
+"""Element types of values that may be planar."""
+
+BYTE_SLACK = 32
+"""Elements of a quantised plane that may be overrun."""
 
 _FOLLOW = frozenset(ELEMENTWISE) | {
     "Elementwise",
@@ -69,7 +76,7 @@ def _wider(a: Halo, b: Halo) -> Halo:
 
 def _is_spatial(graph: Graph, name: str) -> bool:
     fact = graph.fact(name)
-    return fact is not None and fact.dtype == np.float32 and 3 <= len(fact.shape) <= 5 and 0 not in fact.sizes
+    return fact is not None and fact.dtype in PLANAR and 3 <= len(fact.shape) <= 5 and 0 not in fact.sizes
 
 
 def planar_values(graph: Graph) -> dict[str, Halo]:
@@ -96,19 +103,42 @@ def planar_values(graph: Graph) -> dict[str, Halo]:
     return needs
 
 
+def halo_values(graph: Graph) -> dict[str, int]:
+    """What the borders hold that are not zero: where readers differ, as the first of them wants it."""
+    values: dict[str, int] = {}
+    for node in graph.nodes:
+        family = FAMILIES.get(node.op)
+        if family is None or family.halo is None or family.fill is None:
+            continue
+        if any(map(any, family.halo(node, graph))):
+            values.setdefault(node.inputs[0], family.fill(node, graph))
+    return values
+
+
+def planar_layout(
+    target: Target, fact: Fact, gaps: Sequence[int], halo: Sequence[tuple[int, int]], fill: int
+) -> Layout:
+    """The planes of a value of one of the types in `PLANAR`."""
+    itemsize = fact.dtype.itemsize
+    slack = target.lanes(F32) if itemsize == 4 else BYTE_SLACK
+    return Layout.planar(fact.sizes, gaps, halo, slack, itemsize, fill)
+
+
 def assign(graph: Graph, target: Target) -> dict[str, Place]:
     """The place of every value that a node makes.
 
     Model inputs and outputs are not placed: they lie in the user's arrays; but an output whose rows are not
     whole vectors is made in planes, where runs of pixels cross row ends, and copied.
     """
-    needs = planar_values(graph)
+    needs, fills = planar_values(graph), halo_values(graph)
     lanes = target.lanes(F32)
     direct = {n for n in graph.outputs if n not in needs or graph.facts[n].sizes[-1] % lanes == 0}
     fixed = {*graph.inputs, *direct, *graph.initializers}
     owner = _concatenations(graph, needs, fixed)
     for name, (root, _) in owner.items():
         top = _root(owner, root)
+        if name in fills:
+            fills.setdefault(top, fills[name])
         if name in needs and top in needs:
             needs[top] = _wider(needs[top], needs[name])
     gaps: dict[tuple[int, ...], tuple[int, ...]] = {}
@@ -129,7 +159,9 @@ def assign(graph: Graph, target: Target) -> dict[str, Place]:
         else:
             shape = graph.facts[name].sizes
             if name in needs:
-                layout = Layout.planar(shape, gaps[shape[2:]], needs[name], lanes)
+                layout = planar_layout(
+                    target, graph.facts[name], gaps[shape[2:]], needs[name], fills.get(name, 0)
+                )
             else:
                 layout = Layout.contiguous(shape)
             result = Place(layout, name, layout)

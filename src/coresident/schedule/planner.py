@@ -14,7 +14,6 @@ from coresident.codegen import driver
 from coresident.codegen.builder import Function
 from coresident.codegen.compilation import Compilation
 from coresident.codegen.target import Target
-from coresident.codegen.types import F32
 from coresident.errors import Error, UnsupportedModel
 from coresident.graph.graph import Fact, Graph
 from coresident.kernels import families, movement
@@ -103,29 +102,31 @@ class Planner:
             self._roots[place.root] = root.storage.buffer
         return Tensor(name, dtype, place.layout, Address("arena", self._roots[place.root]))
 
-    def lies_planar(self, name: str, halo: Sequence[tuple[int, int]] = ()) -> bool:
+    def lies_planar(self, name: str, halo: Sequence[tuple[int, int]] = (), fill: int = 0) -> bool:
         tensor = self.tensor(name)
         layout = tensor.layout
-        lanes = self.target.lanes(F32)
+        fact = self.graph.facts[name]
+        lanes = layouts.planar_layout(self.target, fact, (0,) * (len(tensor.shape) - 2), (), fill).slack
         return (
-            tensor.dtype == np.float32
+            tensor.dtype in layouts.PLANAR
             and not (tensor.storage.kind == "input" and layout.origin)
             and (layout.strides[-1] == 1 or layout.shape[-1] == 1)
             # Kernels read up to a vector past the end of a row: in the arena there is always room for that.
             and (layout.slack >= lanes or (tensor.storage.kind == "arena" and not any(map(any, halo))))
             and all(have[0] >= want[0] and have[1] >= want[1] for have, want in zip(layout.halo[2:], halo))
+            and (layout.fill == fill or not any(map(any, halo)))
         )
 
-    def planar(self, name: str, halo: Sequence[tuple[int, int]] = ()) -> Tensor:
+    def planar(self, name: str, halo: Sequence[tuple[int, int]] = (), fill: int = 0) -> Tensor:
         tensor = self.tensor(name)
-        if self.lies_planar(name, halo):
+        if self.lies_planar(name, halo, fill):
             return tensor
         wanted = tuple(halo) or ((0, 0),) * (len(tensor.shape) - 2)
-        key = (name, wanted)
+        key = (name, (wanted, fill))
         if key not in self._copies:
             gaps = tuple(max(pair) for pair in wanted)
-            lanes = self.target.lanes(F32)
-            copy = self.temporary(Layout.planar(tensor.shape, gaps, wanted, lanes), np.float32)
+            fact = self.graph.facts[name]
+            copy = self.temporary(layouts.planar_layout(self.target, fact, gaps, wanted, fill), tensor.dtype)
             movement.copy(self, tensor, copy, {"op": "Copy", "nodes": [name], "kernel": "copy to planes"})
             self._copies[key] = copy
         return self._copies[key]

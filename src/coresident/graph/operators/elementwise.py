@@ -55,7 +55,8 @@ def _step_type(op: str, dtypes: Sequence[np.dtype[Any]], attributes: dict[str, A
     if op == "Cast":
         to: str = attributes.get("to", "float32")
         return np.dtype(to)
-    return np.dtype(dtypes[1] if op == "Where" else dtypes[0])
+    typed_by = {"Where": 1, "QuantizeLinear": 2, "DequantizeLinear": 1}
+    return np.dtype(dtypes[typed_by.get(op, 0)])
 
 
 def _check_types(op: str, facts: Sequence[Fact]) -> None:
@@ -168,7 +169,7 @@ def _dropout_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array
     return [x, np.ones(x.shape, bool)]
 
 
-for _name in sorted(ELEMENTWISE.keys() - {"Clip"}):
+for _name in sorted(ELEMENTWISE.keys() - {"Clip", "QuantizeLinear", "DequantizeLinear"}):
     register(_name, _infer, _reference)
 register("Clip", _clip_infer, _clip_reference)
 register("Elementwise", _expression_infer, _expression_reference)

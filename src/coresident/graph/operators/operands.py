@@ -127,6 +127,24 @@ def floating(fact: Fact) -> np.dtype[Any]:
     return fact.dtype
 
 
+def check_bytes(facts: Sequence[Fact | None]) -> None:
+    """Check the types of an integer product's inputs: data, weights, their zero points, a bias.
+
+    Raises:
+        InvalidModel: data or weights are neither uint8 nor int8, a zero point is not of their type, or the
+            bias is not int32.
+    """
+    for index, what in enumerate(("the data", "the weights")):
+        fact, zero_point = required(facts, index, what), optional(facts, index + 2)
+        if fact.dtype not in (np.uint8, np.int8):
+            raise InvalidModel(f"{what} must be uint8 or int8, not {fact.dtype}", shape=fact.shape)
+        if zero_point is not None and zero_point.dtype != fact.dtype:
+            raise InvalidModel(f"the zero point of {what} is {zero_point.dtype}, not {fact.dtype}")
+    bias = optional(facts, 4)
+    if bias is not None and bias.dtype != np.int32:
+        raise InvalidModel(f"the bias must be int32, not {bias.dtype}", shape=bias.shape)
+
+
 def ranked(fact: Fact, ranks: Sequence[int], what: str) -> tuple[int, ...]:
     """The sizes, of one of these ranks.
 

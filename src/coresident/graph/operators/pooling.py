@@ -15,6 +15,7 @@ import numpy as np
 from coresident.errors import InvalidModel
 from coresident.graph.graph import Fact, Node
 from coresident.graph.operator import register
+from coresident.graph.operators.conversion import converting
 from coresident.graph.operators.operands import floating, mean, required
 from coresident.graph.operators.windows import Window
 
@@ -137,7 +138,7 @@ def _global_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]
 
 
 register("MaxPool", _infer, _max_reference)
-register("AveragePool", _infer, _average_reference)
+register("AveragePool", *converting(_infer, _average_reference))
 register("LpPool", _infer, _norm_reference)
-register("GlobalAveragePool", _global_infer, _global_reference)
+register("GlobalAveragePool", *converting(_global_infer, _global_reference))
 register("GlobalMaxPool", _global_infer, _global_reference)

@@ -15,6 +15,7 @@ import numpy as np
 from coresident.errors import InvalidModel
 from coresident.graph.graph import Fact, Node
 from coresident.graph.operator import register
+from coresident.graph.operators.conversion import converting
 from coresident.graph.operators.operands import axes_in, integers, optional, required, values
 
 Array = np.ndarray[Any, Any]
@@ -277,4 +278,4 @@ def _reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
     return [np.asarray(y).astype(x.dtype)]
 
 
-register("Resize", _infer, _reference, operands=[1, 2, 3])
+register("Resize", *converting(_infer, _reference), operands=[1, 2, 3])

@@ -1,0 +1,202 @@
+"""Convolution of bytes: exact sums of products, and what follows them, in one pass."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from coresident.codegen.integers import Dot
+from coresident.codegen.types import I32
+from coresident.errors import UnsupportedModel
+from coresident.graph.graph import Graph, Node
+from coresident.kernels import cost, integer_code, integer_stream
+from coresident.kernels.frame import Shape
+from coresident.kernels.geometry import window
+from coresident.kernels.integer_code import Choice
+from coresident.kernels.integer_epilogue import IntegerEpilogue
+from coresident.kernels.integer_strips import Places, Strips, flat_strips, row_strips
+from coresident.kernels.lowering import Plan, Tensor, lowers
+
+MOST_VECTORS = 10
+"""Vectors of a tile at most: beside the sums, products and weights need registers."""
+
+
+def halo(node: Node, graph: Graph) -> tuple[tuple[int, int], ...]:
+    """What a convolution reads around its input."""
+    w = window(node, graph)
+    spatial, out = graph.facts[node.inputs[0]].sizes[2:], graph.facts[node.outputs[0]].sizes[2:]
+    return tuple(
+        (begin, max(0, (o - 1) * t + (k - 1) * d - begin - (s - 1)))
+        for s, o, t, k, d, begin in zip(spatial, out, w.strides, w.kernel, w.dilations, w.pads_begin)
+    )
+
+
+def zero_point(node: Node, graph: Graph) -> int:
+    """Of the input, which padding stands for.
+
+    Raises:
+        UnsupportedModel: it is computed in the network.
+    """
+    if not node.input(2):
+        return 0
+    point = graph.constant(node.input(2))
+    if point is None:
+        raise UnsupportedModel("the input's zero point must be constant; this one is computed by the network")
+    return int(point.reshape(()))
+
+
+def constant_weights(
+    node: Node, plan: Plan, channel_axis: int = 0
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Weights less their zero points, int16, and the bias, int32, zeros if there is none.
+
+    Args:
+        channel_axis: of the weights, along which zero points lie.
+
+    Raises:
+        UnsupportedModel: they are computed in the network.
+    """
+    names = [node.inputs[1], node.input(3), node.input(4)]
+    weights, point, bias = (plan.graph.constant(name) if name else None for name in names)
+    if weights is None or any(name and plan.graph.constant(name) is None for name in names):
+        raise UnsupportedModel("weights, their zero points and bias must be constant")
+    whole = weights.astype(np.int16)
+    if point is not None:
+        shape = [1] * weights.ndim
+        if point.size > 1:
+            shape[channel_axis] = point.size
+        whole = whole - point.astype(np.int16).reshape(shape)
+    outputs = plan.graph.facts[node.outputs[0]].sizes[1]
+    return whole, np.zeros(outputs, np.int32) if bias is None else bias.astype(np.int32)
+
+
+def corrected(
+    bias: np.ndarray[Any, Any], sums: np.ndarray[Any, Any], point: int, dtype: np.dtype[Any], dot: Dot
+) -> np.ndarray[Any, Any]:
+    """The bias less what the input's zero point adds to the sums.
+
+    Args:
+        sums: [outputs] of the weights of each output channel.
+        dtype: of the input, whose bytes may be packed with their sign changed.
+    """
+    moved = point + (128 if dtype == np.int8 else 0) - (128 if dot.signed else 0)
+    return (bias.astype(np.int64) - moved * sums.astype(np.int64)).astype(np.int32)
+
+
+@lowers("ConvInteger", halo=halo, fill=zero_point, flat=True)
+def convolution(node: Node, plan: Plan) -> None:
+    """ConvInteger (ONNX 10), with bias and the epilogue that fusion attached."""
+    weights, bias = constant_weights(node, plan)
+    groups = node.get("group", 1)
+    outputs, inputs = weights.shape[:2]
+    out = plan.tensor(node.outputs[0])
+    if 0 in out.shape:
+        return
+    point = zero_point(node, plan.graph)
+    source = plan.planar(node.inputs[0], halo(node, plan.graph), point)
+    epilogue = IntegerEpilogue.of(node, plan, 5)
+    taps = math.prod(weights.shape[2:])
+    shape = Shape(out.shape[0], groups, inputs, outputs // groups, taps, math.prod(out.shape[2:]))
+    dot = Dot.of(plan.target)
+    split = weights.reshape(groups, outputs // groups, inputs, taps)
+    info = describe(node, shape, weights, out, epilogue)
+    places = Places(
+        window(node, plan.graph),
+        source.layout,
+        out.layout,
+        tuple(t.layout for t in epilogue.tensors),
+        plan.target.lanes(I32),
+    )
+    start = corrected(
+        bias, weights.sum(axis=tuple(range(1, weights.ndim)), dtype=np.int64), point, source.dtype, dot
+    )
+    choice = choose(plan, shape, split, places)
+    integer_code.emit(plan, source, shape, choice, split, start, out, epilogue, info)
+
+
+def describe(
+    node: Node, shape: Shape, weights: np.ndarray[Any, Any], out: Tensor, epilogue: IntegerEpilogue
+) -> dict[str, Any]:
+    """What `analyze` shows of an integer convolution, whichever kernel computes it."""
+    nonzeros = int(np.count_nonzero(weights))
+    return {
+        "op": node.op,
+        "shape": list(out.shape),
+        "kernel_shape": list(weights.shape),
+        "epilogue": epilogue.name,
+        "macs": shape.macs,
+        "nonzero_macs": shape.batch * shape.pixels * nonzeros,
+        "sparsity": 1 - nonzeros / max(1, weights.size),
+        "why": [],
+    }
+
+
+def choose(plan: Plan, shape: Shape, weights: np.ndarray[Any, Any], places: Places) -> Choice:
+    """The cut that should be fastest."""
+    machine = cost.Machine.of(plan.target)
+    ways: list[tuple[Dot, int, float, float]] = []
+    for dot in Dot.all(plan.target):
+        for shared in (1,) if dot.held else (1, 2, 4):
+            if shape.outputs % shared == 0:
+                ways.append((dot, shared, *integer_stream.count(weights[0], dot, shared, 1)))
+    best: Choice | None = None
+    most = MOST_VECTORS if plan.target.registers == 16 else 2 * MOST_VECTORS
+    for vectors in range(1, most + 1):
+        for strips in _cuts(places, vectors):
+            if strips.vectors != vectors:
+                continue
+            for dot, shared, steps, changes in ways:
+                if vectors * shared > most + (2 if shared == 2 else -2 if shared == 4 else 0):
+                    continue
+                cycles, block = _cycles(machine, plan, shape, strips, dot, shared, steps, changes)
+                if best is None or cycles < best.cycles:
+                    best = Choice(strips, dot, shared, block, cycles)
+    assert best is not None
+    return best
+
+
+def _cuts(places: Places, vectors: int) -> list[Strips]:
+    if places.flat:
+        return [flat_strips(places, vectors, together) for together in (1, 2, 3, 4, 6, 8, 12, 16, 32)]
+    rows = [row_strips(places, vectors, rows, 1 << 30) for rows in (1, 2, 4, 7, 8, 14, 16, 28, 56)]
+    return [*rows, *(row_strips(places, vectors, 1, pieces) for pieces in (1, 4, 16))]
+
+
+def _cycles(
+    machine: cost.Machine,
+    plan: Plan,
+    shape: Shape,
+    strips: Strips,
+    dot: Dot,
+    shared: int,
+    steps: float,
+    changes: float,
+) -> tuple[float, int]:
+    """Cycles of all of it, and the elements of input channels in a block."""
+    vectors, tiles = strips.vectors, len(strips.tiles)
+    elements = -(-shape.inputs // dot.channels)
+    rows = shape.outputs / shared
+    unaligned = any(tap % 8 for tap in strips.taps) or not strips.flat
+    loads = dot.depth * (vectors * (1.5 if unaligned else 1.0) + shared + 1) / machine.loads
+    products = (dot.depth + (1 if dot.held else 0)) * vectors * shared / machine.fmas
+    issue = (2 * dot.depth * vectors * shared + dot.depth * (vectors + 2 + shared)) / (machine.issue + 1)
+    work = 4 * elements * strips.vectors * plan.target.lanes(I32) * max(1, len(strips.taps)) ** 0.5
+    resident = work <= machine.l1_bytes
+    far = 0.0 if resident else dot.depth * vectors * plan.target.vector_bits / 8 / machine.l2_bytes
+    # Each lane's sums are a chain of additions.
+    step = max(loads, products, issue, far, 1.5 * dot.depth)
+    ends = 12 + 4.0 * vectors * shared
+    stream = steps * integer_stream.step_bytes(dot.depth, shared, wide=False)
+    read = stream / (machine.l2_bytes if stream < machine.cache else machine.l3_bytes)
+    tile = max(steps * step + rows * ends + changes * machine.mispredict, read)
+    packing = strips.packed * elements * (0.35 if strips.step == 1 else 0.6 if strips.step == 2 else 8.0)
+    packing += 12.0 * elements * float((strips.strips[:, 1] - strips.strips[:, 0]).sum())
+    if 4 * elements * strips.span > machine.cache:
+        packing *= 2.0
+    total = shape.batch * shape.groups * (tiles * tile + packing)
+    # Too few strips: threads pack the same one each.
+    parts = min(plan.threads, len(strips.strips) * shape.batch * shape.groups)
+    total += shape.batch * shape.groups * packing * (plan.threads / parts - 1)
+    return total, elements

@@ -1,0 +1,290 @@
+"""How the output of an integer convolution is cut, and what of its input a task packs.
+
+A *strip* is a part of the output whose input is packed at once: four channels interleaved, phases of a stride
+apart, so that a tap is a constant distance from the output pixel. It is worked on in *tiles* of some vectors
+of pixels. Runs of pixels cross row ends where input and output have the same gaps between rows (flat);
+otherwise each row has tiles of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coresident.graph.operators.windows import Window
+from coresident.kernels.layout import Layout
+
+ALIGNMENT = 16
+"""Pixels of a cache line of quads."""
+
+
+@dataclass(frozen=True)
+class Strips:
+    """The cut, as tables that a kernel reads.
+
+    Args:
+        runs: [.., 3] int32: what is packed of a channel: elements from the strip's first to the run's first,
+            the packed pixel that becomes, pixels.
+        strips: [strips, 5] int32: first run and end, first tile and end, elements from the picture's first to
+            the strip's first.
+        tiles: [tiles, 2 + extras] int32: packed pixels from the strip's first to the tile's, elements from
+            pixel 0 to the tile's first in the output and in each further operand of its shape.
+        taps: packed pixels from an output pixel to what each tap reads.
+        span: packed pixels of one quad of channels.
+        step: elements between the pixels of a run.
+        vectors: of a tile.
+        last: pixels that a tile's last vector writes.
+        flat: whether tiles cross row ends.
+        packed: pixels packed of a channel, over all strips.
+    """
+
+    runs: np.ndarray
+    strips: np.ndarray
+    tiles: np.ndarray
+    taps: tuple[int, ...]
+    span: int
+    step: int
+    vectors: int
+    last: int
+    flat: bool
+    packed: int
+
+    @property
+    def longest(self) -> int:
+        """Pixels of the longest run."""
+        return int(self.runs[:, 2].max())
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a convolution reads and writes.
+
+    Args:
+        window: of the convolution.
+        source: layout of the input, with the window's halo.
+        out, extras: layouts of the output and of further operands of its shape.
+        lanes: pixels of a vector.
+    """
+
+    window: Window
+    source: Layout
+    out: Layout
+    extras: tuple[Layout, ...]
+    lanes: int
+
+    @property
+    def columns(self) -> list[tuple[int, ...]]:
+        """Spatial strides of the output and the further operands."""
+        return [self.out.strides[2:], *(e.strides[2:] for e in self.extras)]
+
+    @property
+    def flat(self) -> bool:
+        """Whether tiles may cross row ends."""
+        spatial = self.out.shape[2:]
+
+        def same(layout: Layout) -> bool:
+            pairs = zip(layout.strides[2:], self.source.strides[2:], spatial)
+            return layout.slack >= self.lanes and all(a == b for a, b, size in pairs if size > 1)
+
+        return (
+            all(s == 1 for s in self.window.strides)
+            and self.source.strides[-1] == 1
+            and all(map(same, (self.out, *self.extras)))
+        )
+
+    def positions(self) -> list[tuple[int, ...]]:
+        """Of each tap, relative to the output pixel times the stride."""
+        w = self.window
+        ranges = map(range, w.kernel)
+        return [
+            tuple(i * d - b for i, d, b in zip(p, w.dilations, w.pads_begin))
+            for p in itertools.product(*ranges)
+        ]
+
+
+def _odd_lines(pixels: int) -> int:
+    """Planes of quads that do not all begin in the same cache set."""
+    return (-(-pixels // ALIGNMENT) | 1) * ALIGNMENT
+
+
+def _starts(length: int, width: int) -> list[int]:
+    """Where tiles of a width begin in a run; the last one overlaps the one before rather than the end."""
+    return [min(at, max(length - width, 0)) for at in range(0, max(length, 1), width)]
+
+
+def flat_strips(p: Places, vectors: int, together: int) -> Strips:
+    """Tiles that cross row ends, `together` of them a strip."""
+    strides = p.source.strides[2:]
+    length = sum((size - 1) * s for size, s in zip(p.out.shape[2:], strides)) + 1
+    length = -(-length // p.lanes) * p.lanes
+    vectors = min(vectors, length // p.lanes)
+    width = vectors * p.lanes
+    starts = _starts(length, width)
+    taps = [sum(a * s for a, s in zip(position, strides)) for position in p.positions()]
+    together = min(together, len(starts))
+    clusters: list[list[int]] = []
+    for tap in sorted(set(taps)):
+        if clusters and tap <= clusters[-1][-1] + together * width:
+            clusters[-1].append(tap)
+        else:
+            clusters.append([tap])
+    bases, at = [], 0
+    for cluster in clusters:
+        bases.append(at)
+        at += -(-(cluster[-1] - cluster[0] + together * width) // p.lanes) * p.lanes
+    offsets = {tap: base + tap - c[0] for base, c in zip(bases, clusters) for tap in c}
+    runs: list[tuple[int, int, int]] = []
+    known: dict[int, tuple[int, int]] = {}
+    strips: list[tuple[int, ...]] = []
+    tiles: list[tuple[int, ...]] = []
+    packed = 0
+    for first in range(0, len(starts), together):
+        end = min(first + together, len(starts))
+        covered = starts[end - 1] + width - starts[first]
+        if covered not in known:
+            begin = len(runs)
+            runs += [(c[0], base, c[-1] - c[0] + covered) for base, c in zip(bases, clusters)]
+            known[covered] = (begin, len(runs))
+        strips.append((*known[covered], first, end, starts[first]))
+        packed += sum(run[2] for run in runs[slice(*known[covered])])
+        tiles += [(start - starts[first], *[start] * (1 + len(p.extras))) for start in starts[first:end]]
+    return Strips(
+        np.array(runs, np.int32),
+        np.array(strips, np.int32),
+        np.array(tiles, np.int32),
+        tuple(offsets[tap] for tap in taps),
+        _odd_lines(at),
+        1,
+        vectors,
+        p.lanes,
+        True,
+        packed,
+    )
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One dimension's taps: phases that occur, and of each the quotients that it spans."""
+
+    phases: tuple[int, ...]
+    low: dict[int, int]
+    high: dict[int, int]
+
+    @staticmethod
+    def of(positions: Sequence[int], stride: int) -> _Axis:
+        quotients: dict[int, list[int]] = {}
+        for a in positions:
+            quotients.setdefault(a % stride, []).append(a // stride)
+        phases = tuple(sorted(quotients))
+        return _Axis(phases, {p: min(quotients[p]) for p in phases}, {p: max(quotients[p]) for p in phases})
+
+    def extent(self, phase: int) -> int:
+        return self.high[phase] - self.low[phase]
+
+
+def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
+    """Tiles within rows.
+
+    Args:
+        rows: output rows of a strip.
+        pieces: tiles of a row that are one strip's; all, if a strip has several rows.
+    """
+    w, rank = p.window, len(p.out.shape) - 2
+    spatial = p.out.shape[2:]
+    height, columns = (spatial[-2] if rank > 1 else 1), spatial[-1]
+    outer_sizes = spatial[:-2]
+    strides = p.source.strides[2:]
+    row_stride, row_step = (strides[-2], w.strides[-2]) if rank > 1 else (0, 1)
+    vectors = min(vectors, -(-columns // p.lanes))
+    width = vectors * p.lanes
+    starts = _starts(columns, width)
+    pieces = len(starts) if rows > 1 else min(pieces, len(starts))
+    rows = min(rows, height)
+    positions = p.positions()
+    across = _Axis.of([a[-1] for a in positions], w.strides[-1])
+    down = _Axis.of([a[-2] if rank > 1 else 0 for a in positions], row_step)
+    outer = sorted({a[:-2] for a in positions})
+    widest = max(
+        starts[min(first + pieces, len(starts)) - 1] + width - starts[first]
+        for first in range(0, len(starts), pieces)
+    )
+    # Packed: outer taps, phases of rows, rows, phases of columns, columns.
+    at, column_base = 0, {}
+    for phase in across.phases:
+        column_base[phase] = at
+        at += -(-(widest + across.extent(phase)) // p.lanes) * p.lanes
+    pitch, at = at, 0
+    row_base: dict[tuple[tuple[int, ...], int], int] = {}
+    for tap in outer:
+        for phase in down.phases:
+            row_base[tap, phase] = at
+            at += (rows + down.extent(phase)) * pitch
+    taps = tuple(
+        row_base[a[:-2], (a[-2] if rank > 1 else 0) % row_step]
+        + ((a[-2] if rank > 1 else 0) // row_step - down.low[(a[-2] if rank > 1 else 0) % row_step]) * pitch
+        + column_base[a[-1] % w.strides[-1]]
+        + a[-1] // w.strides[-1]
+        - across.low[a[-1] % w.strides[-1]]
+        for a in positions
+    )
+
+    def listed(count: int, covered: int) -> list[tuple[int, int, int]]:
+        found = []
+        for (tap, phase), base in row_base.items():
+            plane = sum(t * s for t, s in zip(tap, strides))
+            for row in range(count + down.extent(phase)):
+                line = plane + ((row + down.low[phase]) * row_step + phase) * row_stride
+                for column in across.phases:
+                    first = (across.low[column] * w.strides[-1] + column) * strides[-1]
+                    place = base + row * pitch + column_base[column]
+                    found.append((line + first, place, covered + across.extent(column)))
+        return found
+
+    runs: list[tuple[int, int, int]] = []
+    known: dict[tuple[int, int], tuple[int, int]] = {}
+    strips: list[tuple[int, ...]] = []
+    tiles: list[tuple[int, ...]] = []
+    packed = 0
+    for index in itertools.product(*map(range, outer_sizes)):
+        plane = sum(i * s * t for i, s, t in zip(index, w.strides, strides))
+        for top in range(0, height, rows):
+            count = min(rows, height - top)
+            for first in range(0, len(starts), pieces):
+                end = min(first + pieces, len(starts))
+                left = starts[first]
+                covered = starts[end - 1] + width - left
+                if (count, covered) not in known:
+                    begin = len(runs)
+                    runs += listed(count, covered)
+                    known[count, covered] = (begin, len(runs))
+                base = plane + top * row_step * row_stride + left * w.strides[-1] * strides[-1]
+                begin = len(tiles)
+                for row in range(top, top + count):
+                    place = (*index, row) if rank > 1 else ()
+                    for start in starts[first:end]:
+                        at_all = [sum(a * b for a, b in zip((*place, start), c)) for c in p.columns]
+                        tiles.append(((row - top) * pitch + start - left, *at_all))
+                strips.append((*known[count, covered], begin, len(tiles), base))
+                packed += sum(run[2] for run in runs[slice(*known[count, covered])])
+    rest = columns - (vectors - 1) * p.lanes
+    return Strips(
+        np.array(runs, np.int32),
+        np.array(strips, np.int32),
+        np.array(tiles, np.int32),
+        taps,
+        _odd_lines(at),
+        w.strides[-1] * strides[-1],
+        vectors,
+        min(rest, p.lanes),
+        False,
+        packed,
+    )
+
+
+def pixels_of(p: Places) -> int:
+    """Of one output plane."""
+    return math.prod(p.out.shape[2:])

@@ -1,0 +1,155 @@
+"""Integer convolutions against the reference, to the last bit: zero points, shapes, sparsity, extremes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from support import EMIT_TARGETS, RUN_TARGETS, TARGETS, WIDTHS, check_node, graph_of, run_graph
+
+from coresident.codegen.target import NAMED
+from coresident.graph.expression import Apply, Expression
+from coresident.graph.graph import Graph, Node
+from coresident.graph.operator import evaluate
+from coresident.schedule.planner import Planner
+
+Array = np.ndarray[Any, Any]
+SIZES = (1, 5, 7, 8, 9, 15, 16, 17, 31, 33)
+INTEGER_TARGETS = EMIT_TARGETS | {name: NAMED[name] for name in ("x86-64-vnni", "aarch64-dotprod")}
+
+
+def _bytes(rng: np.random.Generator, dtype: Any, shape: tuple[int, ...]) -> Array:
+    """Bytes of the whole range, or the extremes alone."""
+    bounds = np.iinfo(dtype)
+    if rng.random() < 0.3:
+        return rng.choice([bounds.min, bounds.max], shape).astype(dtype)
+    return rng.integers(bounds.min, bounds.max + 1, shape).astype(dtype)
+
+
+def _case(seed: int, op: str = "ConvInteger") -> tuple[Node, dict[str, Array], dict[str, Array]]:
+    """An integer convolution drawn by a seed; the window always fits."""
+    rng = np.random.default_rng(seed)
+    rank = int(rng.choice([1, 2, 2, 2, 3]))
+    kernel = tuple(int(k) for k in rng.choice([1, 1, 2, 3, 5] if rank < 3 else [1, 2, 3], rank))
+    strides = tuple(int(s) for s in rng.choice([1, 1, 1, 2, 3], rank))
+    dilations = tuple(int(d) for d in rng.choice([1, 1, 1, 2], rank))
+    pads = tuple(int(p) for p in rng.integers(0, 3, 2 * rank))
+    drawn = rng.choice(SIZES if rank < 3 else SIZES[1:5], rank)
+    spatial = tuple(max(int(s), (k - 1) * d + 1) for s, k, d in zip(drawn, kernel, dilations))
+    group = int(rng.choice([1, 1, 1, 2, 3]))
+    inputs, outputs = group * int(rng.integers(1, 20)), group * int(rng.integers(1, 20))
+    if rng.random() < 0.2:
+        group = inputs = int(rng.integers(2, 20))
+        outputs = group * int(rng.integers(1, 3))
+    x_type, w_type = rng.choice([np.uint8, np.int8], 2)
+    w = _bytes(rng, w_type, (outputs, inputs // group, *kernel))
+    constants = {"w": w}
+    if rng.random() < 0.5:
+        constants["wz"] = _bytes(rng, w_type, () if rng.random() < 0.5 else (outputs,))
+    if rng.random() < 0.6:
+        zeros = rng.random(w.shape) < rng.choice([0.5, 0.9, 1.0])
+        if rng.random() < 0.5:
+            zeros[:] = zeros[:, :1]
+        point = constants.get("wz", np.zeros((), w_type))
+        w[zeros] = np.broadcast_to(point.reshape(-1, *[1] * (w.ndim - 1)), w.shape)[zeros]
+    if rng.random() < 0.7:
+        constants["xz"] = _bytes(rng, x_type, ())
+    if rng.random() < 0.7:
+        constants["b"] = rng.integers(-10000, 10000, outputs).astype(np.int32)
+    attributes = {
+        "strides": strides,
+        "pads": pads,
+        "group": group,
+        "dilations": dilations,
+        "kernel_shape": kernel,
+    }
+    names = ("x", "w", *(name if name in constants else "" for name in ("xz", "wz", "b")))
+    x = _bytes(rng, x_type, (int(rng.integers(1, 3)), inputs, *spatial))
+    return Node(op, names, ("y",), attributes, "conv"), {"x": x}, constants
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("seed", range(40))
+def test_random_convolutions(seed: int, target: str) -> None:
+    node, feeds, constants = _case(seed)
+    check_node(node, feeds, constants, target=target, threads=1 + seed % 2, tolerance=0)
+
+
+@pytest.mark.parametrize("target", WIDTHS)
+@pytest.mark.parametrize("seed", range(100, 112))
+def test_random_convolutions_at_other_widths(seed: int, target: str) -> None:
+    node, feeds, constants = _case(seed)
+    check_node(node, feeds, constants, target=target, tolerance=0)
+
+
+@pytest.mark.parametrize("value", [-128, 127])
+def test_the_largest_products_do_not_overflow(value: int) -> None:
+    w = np.full((9, 70, 3, 3), value, np.int8)
+    w[::2, ::3] = -128
+    node = Node("ConvInteger", ("x", "w"), ("y",), {"pads": (1, 1, 1, 1), "kernel_shape": (3, 3)}, "conv")
+    check_node(node, {"x": np.full((1, 70, 9, 11), 255, np.uint8)}, {"w": w}, tolerance=0)
+
+
+def _quantised(rng: np.random.Generator, residual: bool, signed: bool, hosts: int) -> tuple[Graph, Array]:
+    """A chain of convolutions, each quantised to bytes with a zero point, some with a residual."""
+    dtype, point = (np.int8, -3) if signed else (np.uint8, 7)
+    nodes: list[Node] = []
+    constants: dict[str, Array] = {"z": np.array(point, dtype), "s": np.array(0.05, np.float32)}
+    value, channels = "x", 11
+    x = rng.integers(0, 100, (2, channels, 13, 10)).astype(dtype)
+    for i in range(hosts):
+        size, stride = (3, 1 + i % 2) if i % 3 != 2 else (1, 1)
+        keep = residual and stride == 1
+        constants[f"w{i}"] = rng.integers(-127, 128, (channels, channels, size, size)).astype(np.int8)
+        constants[f"m{i}"] = rng.uniform(1e-4, 1e-3, (channels, 1, 1)).astype(np.float32)
+        steps = [Apply("Cast", (0,), (("to", "float32"),)), Apply("Mul", (0, 1))]
+        inputs = 5 if keep else 4
+        extras = [f"m{i}", "s", "z"]
+        if keep:
+            steps += [Apply("DequantizeLinear", (4, 2, 3)), Apply("Add", (0, 0)), Apply("Relu", (0,))]
+            extras.append(value)
+        else:
+            steps.append(Apply("Relu", (0,)))
+        # Steps refer to the one before them, a sum to the two before.
+        fixed = []
+        for k, step in enumerate(steps):
+            here = inputs + k - 1
+            arguments = {
+                "Cast": (0,),
+                "Mul": (here, 1),
+                "DequantizeLinear": (4, 2, 3),
+                "Add": (here - 1, here),
+                "Relu": (here,),
+            }[step.op]
+            fixed.append(Apply(step.op, arguments, step.attributes))
+        fixed.append(Apply("QuantizeLinear", (inputs + len(fixed) - 1, 2, 3)))
+        attributes = {
+            "kernel_shape": (size, size),
+            "pads": (size // 2,) * 4,
+            "strides": (stride, stride),
+            "epilogue": Expression(inputs, tuple(fixed)),
+        }
+        names = (value, f"w{i}", "z", "", "", *extras)
+        nodes.append(Node("ConvInteger", names, (f"v{i}",), attributes, f"conv{i}"))
+        value = f"v{i}"
+    return graph_of(nodes, {"x": x}, [value], constants), x
+
+
+@pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_chains_of_quantised_convolutions(residual: bool, signed: bool, target: str) -> None:
+
+    graph, x = _quantised(np.random.default_rng(3), residual, signed, 5)
+    wanted = evaluate(graph, {"x": x})[graph.outputs[0]]
+    assert len(np.unique(wanted)) > 10
+    (got,) = run_graph(graph, {"x": x}, (RUN_TARGETS | WIDTHS)[target], threads=2)
+    np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", INTEGER_TARGETS)
+def test_code_is_made_for_other_targets(name: str) -> None:
+    for seed in (0, 3, 8):
+        node, feeds, constants = _case(seed)
+        Planner(graph_of([node], feeds, ["y"], constants), INTEGER_TARGETS[name], 2).program()
