@@ -19,8 +19,9 @@ from coresident.kernels.integer_epilogue import IntegerEpilogue
 from coresident.kernels.integer_strips import Places, Strips, flat_strips, pitched_strips, row_strips
 from coresident.kernels.lowering import Plan, Tensor, lowers
 
-MOST_VECTORS = 10
-"""Vectors of a tile at most: beside the sums, products and weights need registers."""
+MOST_VECTORS = {1: 10, 2: 6, 4: 2}
+"""Vectors of a tile at most, for so many channels that share their loads, with 16 registers: beside the sums,
+products, weights and activations need some."""
 
 
 def halo(node: Node, graph: Graph) -> tuple[tuple[int, int], ...]:
@@ -142,14 +143,14 @@ def choose(plan: Plan, shape: Shape, weights: np.ndarray[Any, Any], places: Plac
             if shape.outputs % shared == 0:
                 ways.append((dot, shared, *integer_stream.count(weights[0], dot, shared)))
     best: Choice | None = None
-    most = MOST_VECTORS if plan.target.registers == 16 else 2 * MOST_VECTORS
-    for vectors in range(1, most + 1):
+    scale = plan.target.registers // 16
+    most = {shared: vectors * scale for shared, vectors in MOST_VECTORS.items()}
+    for vectors in range(1, most[1] + 1):
         for strips in _cuts(places, vectors):
             if strips.vectors != vectors:
                 continue
             for dot, shared, steps, changes in ways:
-                # With more sums than this beside shared loads, LLVM spills.
-                if vectors * shared > (most if shared == 1 else most - 2):
+                if vectors > most[shared]:
                     continue
                 for rows_first in (False, True):
                     arguments = (shape, strips, dot, shared, steps, changes, rows_first)
