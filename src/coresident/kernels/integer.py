@@ -192,8 +192,8 @@ def _cycles(
     together = tiles / len(strips.strips)
     # What is read again and again: a tile's or the whole strip's pixels, and the stream or a row of it.
     tile_bytes = 4 * elements * strips.vectors * plan.target.lanes(I32) * max(1, len(strips.taps)) ** 0.5
-    work = 4 * elements * strips.span if rows_first else tile_bytes
-    far = 0.0 if work <= machine.l1_bytes else vectors * plan.target.vector_bits / 8 / machine.l2_bytes
+    near = 4 * elements * strips.span if rows_first else tile_bytes
+    far = 0.0 if near <= machine.l1_bytes else vectors * plan.target.vector_bits / 8 / machine.l2_bytes
     # Each lane's sums are a chain of additions.
     step = max(loads, products, issue, dot.depth * far, 1.5 * dot.depth)
     ends = 12 + 4.0 * vectors * shared
@@ -206,7 +206,9 @@ def _cycles(
     if 4 * elements * strips.span > machine.cache:
         packing *= 2.0
     total = shape.batch * shape.groups * (tiles * tile + packing)
-    # Too few strips: threads pack the same one each.
-    parts = min(plan.threads, len(strips.strips) * shape.batch * shape.groups)
-    total += shape.batch * shape.groups * packing * (plan.threads / parts - 1)
-    return total
+    count = len(strips.strips)
+    work = integer_code.divided(count, shape.batch * shape.groups, int(rows), plan.threads, total)
+    total += shape.batch * shape.groups * packing * (work.row_parts - 1)
+    # Threads wait for the one that has a task more.
+    even = -(-work.tasks // plan.threads) * plan.threads / work.tasks
+    return total * even + 300.0 * work.tasks

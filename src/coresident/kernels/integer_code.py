@@ -19,7 +19,7 @@ from coresident.kernels.integer_epilogue import IntegerEpilogue, IntegerOutput
 from coresident.kernels.integer_stream import UNROLL, pack, step_bytes
 from coresident.kernels.integer_strips import Strips
 from coresident.kernels.lowering import Plan, Tensor
-from coresident.kernels.tiling import Part, cut
+from coresident.kernels.tiling import Cut, Part
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,24 @@ class Choice:
         channels = f" x {self.shared} channels" if self.shared > 1 else ""
         tiles = int(np.max(self.strips.strips[:, 3] - self.strips.strips[:, 2]))
         return f"{self.strips.vectors} vectors{channels}, {tiles} tiles a strip{flat}"
+
+
+def divided(strips: int, batch: int, rows: int, threads: int, cycles: float) -> Cut:
+    """The tasks: strips if there are enough of them, since parts of the rows pack the same strip each.
+
+    Args:
+        strips, rows: in all.
+        batch: pictures times groups.
+        cycles: of all the work on one core, as estimated.
+    """
+    if threads == 1 or cycles < 6000:
+        return Cut(strips, 1, rows, 1, 1, batch)
+    wanted = max(threads, min(threads * 6, int(cycles // 15000)))
+    tile_parts = min(strips, -(-wanted // batch))
+    have = tile_parts * batch
+    enough = have >= 4 * threads or (have >= threads and have % threads == 0)
+    row_parts = 1 if enough else min(rows, -(-2 * threads // have) if have < threads else 2)
+    return Cut(strips, tile_parts, rows, row_parts, 1, batch)
 
 
 @dataclass(frozen=True)
@@ -238,7 +256,7 @@ def emit(
     s, dot = choice.strips, choice.dot
     lanes = plan.target.lanes(I32)
     row_count = shape.outputs // choice.shared
-    work = cut(len(s.strips), row_count, shape.batch * shape.groups, plan.threads, choice.cycles)
+    work = divided(len(s.strips), shape.batch * shape.groups, row_count, plan.threads, choice.cycles)
     total = -(-shape.inputs // dot.channels)
     wide = total * s.span > 1 << 16
     packed = pack(weights, s.taps, s.span, dot, choice.shared, work, wide)

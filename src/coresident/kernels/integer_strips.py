@@ -116,6 +116,11 @@ def _starts(length: int, width: int) -> list[int]:
     return [min(at, max(length - width, 0)) for at in range(0, max(length, 1), width)]
 
 
+def _evenly(count: int, most: int) -> int:
+    """How many go together so that all parts but the last are of one size, of `most` at most, and few."""
+    return -(-count // -(-count // most))
+
+
 def flat_strips(p: Places, vectors: int, together: int) -> Strips:
     """Tiles that cross row ends, `together` of them a strip."""
     strides = p.source.strides[2:]
@@ -125,7 +130,7 @@ def flat_strips(p: Places, vectors: int, together: int) -> Strips:
     width = vectors * p.lanes
     starts = _starts(length, width)
     taps = [sum(a * s for a, s in zip(position, strides)) for position in p.positions()]
-    together = min(together, len(starts))
+    together = _evenly(len(starts), together)
     clusters: list[list[int]] = []
     for tap in sorted(set(taps)):
         if clusters and tap <= clusters[-1][-1] + together * width:
@@ -212,7 +217,7 @@ def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
     vectors = min(vectors, length // p.lanes)
     width = vectors * p.lanes
     starts = _starts(length, width)
-    together = min(together, len(starts))
+    together = _evenly(len(starts), together)
     spans = []
     for first in range(0, len(starts), together):
         end = min(first + together, len(starts))
@@ -289,7 +294,7 @@ def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
     width = vectors * p.lanes
     starts = _starts(columns, width)
     pieces = len(starts) if rows > 1 else min(pieces, len(starts))
-    rows = min(rows, height)
+    rows = _evenly(height, rows)
     positions = p.positions()
     across = _Axis.of([a[-1] for a in positions], w.strides[-1])
     down = _Axis.of([a[-2] if rank > 1 else 0 for a in positions], row_step)
