@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from networks import Net, applied, counts, feeds, only
 
-from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Graph
 from coresident.graph.operator import evaluate
 from coresident.passes import (
@@ -106,11 +105,11 @@ def test_blocks_are_spread() -> None:
     assert after.fact(only(after, "DequantizeLinear").inputs[1]).shape == (6, 5)  # type: ignore[union-attr]
 
 
-def test_computed_blocks_are_refused() -> None:
+def test_computed_blocks_are_repeated() -> None:
     net = QuantisedNet()
-    y = net("DequantizeLinear", net.bytes(6, 5), net.input(3, 5), axis=0, block_size=2)
-    with pytest.raises(UnsupportedModel, match="blocks"):
-        expand_quantization.PASS.run(net.graph(y))
+    y = net("DequantizeLinear", net.bytes(5, 4), net.input(3, 4), net.bytes(3, 4), axis=0, block_size=2)
+    after = settled(net.graph(y))
+    assert after.fact(only(after, "DequantizeLinear").inputs[1]).shape == (5, 4)  # type: ignore[union-attr]
 
 
 def test_dynamic_quantisation_becomes_arithmetic() -> None:
