@@ -11,9 +11,9 @@ from coresident.codegen.integers import Dot
 from coresident.codegen.types import I32
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Graph, Node
-from coresident.kernels import cost, integer_code, integer_stream
+from coresident.kernels import cost, integer_code, integer_depthwise, integer_stream
 from coresident.kernels.frame import Shape
-from coresident.kernels.geometry import window
+from coresident.kernels.geometry import is_depthwise, window
 from coresident.kernels.integer_code import Choice
 from coresident.kernels.integer_epilogue import IntegerEpilogue
 from coresident.kernels.integer_strips import Places, Strips, flat_strips, pitched_strips, row_strips
@@ -113,6 +113,11 @@ def convolution(node: Node, plan: Plan) -> None:
     start = corrected(
         bias, weights.sum(axis=tuple(range(1, weights.ndim)), dtype=np.int64), point, source.dtype, dot
     )
+    if is_depthwise(node, plan.graph):
+        start = (bias - point * weights.reshape(outputs, taps).sum(axis=1, dtype=np.int64)).astype(np.int32)
+        flat = weights.reshape(outputs, taps)
+        integer_depthwise.emit(node, plan, source, flat, start, out, epilogue, info)
+        return
     choice = choose(plan, shape, split, places)
     integer_code.emit(plan, source, shape, choice, split, start, out, epilogue, info)
 
