@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from coresident.codegen.builder import Function, Value
 from coresident.codegen.target import Target
-from coresident.codegen.types import I8, I16, I32
+from coresident.codegen.types import F32, I8, I16, I32
 
 _X86_WORDS = {
     128: "llvm.x86.sse2.pmadd.wd",
@@ -111,7 +111,7 @@ class Dot:
             words = I16.by(2 * lanes)
             for x, w in zip(quads, weights):
                 both = (f.bitcast(v, words) for v in (x, w))
-                total = total + f.call(_X86_WORDS[bits], kind, *both, needs=_word_needs(bits))
+                total = _kept(f, total + f.call(_X86_WORDS[bits], kind, *both, needs=_word_needs(bits)))
             return total
         if self.name == "sdot":
             for x, w in pairs:
@@ -126,7 +126,7 @@ class Dot:
         whole = sums[0]
         for more in sums[1:]:
             whole = whole + more
-        return total + f.call(_X86_WORDS[bits], kind, whole, f.constant(1, words), needs=needs)
+        return _kept(f, total + f.call(_X86_WORDS[bits], kind, whole, f.constant(1, words), needs=needs))
 
     def _smull(self, f: Function, x: Value, w: Value) -> Value:
         halves = []
@@ -135,6 +135,14 @@ class Dot:
             halves.append(f.call("llvm.aarch64.neon.smull.v8i16", I16.by(8), a, b, needs=["neon"]))
         pairs = f.call("llvm.aarch64.neon.addp.v8i16", I16.by(8), *halves, needs=["neon"])
         return f.call("llvm.aarch64.neon.saddlp.v4i32.v8i16", I32.by(4), pairs, needs=["neon"])
+
+
+def _kept(f: Function, total: Value) -> Value:
+    """The sum, added now: LLVM would first add what is added to it later, which takes more registers than
+    there are."""
+    kind = F32.by(total.type.lanes)
+    name = f"llvm.arithmetic.fence.{kind.suffix}"
+    return f.bitcast(f.call(name, kind, f.bitcast(total, kind)), total.type)
 
 
 def _word_needs(bits: int) -> tuple[str, ...]:

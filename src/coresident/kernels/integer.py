@@ -11,16 +11,17 @@ from coresident.codegen.integers import Dot
 from coresident.codegen.types import I32
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Graph, Node
-from coresident.kernels import cost, integer_code, integer_stream
+from coresident.kernels import cost, integer_code, integer_depthwise, integer_stream
 from coresident.kernels.frame import Shape
-from coresident.kernels.geometry import window
+from coresident.kernels.geometry import is_depthwise, window
 from coresident.kernels.integer_code import Choice
 from coresident.kernels.integer_epilogue import IntegerEpilogue
-from coresident.kernels.integer_strips import Places, Strips, flat_strips, row_strips
+from coresident.kernels.integer_strips import Places, Strips, flat_strips, pitched_strips, row_strips
 from coresident.kernels.lowering import Plan, Tensor, lowers
 
-MOST_VECTORS = 10
-"""Vectors of a tile at most: beside the sums, products and weights need registers."""
+MOST_VECTORS = {1: 10, 2: 6, 4: 2}
+"""Vectors of a tile at most, for so many channels that share their loads, with 16 registers: beside the sums,
+products, weights and activations need some."""
 
 
 def halo(node: Node, graph: Graph) -> tuple[tuple[int, int], ...]:
@@ -112,6 +113,11 @@ def convolution(node: Node, plan: Plan) -> None:
     start = corrected(
         bias, weights.sum(axis=tuple(range(1, weights.ndim)), dtype=np.int64), point, source.dtype, dot
     )
+    if is_depthwise(node, plan.graph):
+        start = (bias - point * weights.reshape(outputs, taps).sum(axis=1, dtype=np.int64)).astype(np.int32)
+        flat = weights.reshape(outputs, taps)
+        integer_depthwise.emit(node, plan, source, flat, start, out, epilogue, info)
+        return
     choice = choose(plan, shape, split, places)
     integer_code.emit(plan, source, shape, choice, split, start, out, epilogue, info)
 
@@ -140,19 +146,22 @@ def choose(plan: Plan, shape: Shape, weights: np.ndarray[Any, Any], places: Plac
     for dot in Dot.all(plan.target):
         for shared in (1,) if dot.held else (1, 2, 4):
             if shape.outputs % shared == 0:
-                ways.append((dot, shared, *integer_stream.count(weights[0], dot, shared, 1)))
+                ways.append((dot, shared, *integer_stream.count(weights[0], dot, shared)))
     best: Choice | None = None
-    most = MOST_VECTORS if plan.target.registers == 16 else 2 * MOST_VECTORS
-    for vectors in range(1, most + 1):
+    scale = plan.target.registers // 16
+    most = {shared: vectors * scale for shared, vectors in MOST_VECTORS.items()}
+    for vectors in range(1, most[1] + 1):
         for strips in _cuts(places, vectors):
             if strips.vectors != vectors:
                 continue
             for dot, shared, steps, changes in ways:
-                if vectors * shared > most + (2 if shared == 2 else -2 if shared == 4 else 0):
+                if vectors > most[shared]:
                     continue
-                cycles, block = _cycles(machine, plan, shape, strips, dot, shared, steps, changes)
-                if best is None or cycles < best.cycles:
-                    best = Choice(strips, dot, shared, block, cycles)
+                for rows_first in (False, True):
+                    arguments = (shape, strips, dot, shared, steps, changes, rows_first)
+                    cycles = _cycles(machine, plan, *arguments)
+                    if best is None or cycles < best.cycles:
+                        best = Choice(strips, dot, shared, rows_first, cycles)
     assert best is not None
     return best
 
@@ -160,8 +169,10 @@ def choose(plan: Plan, shape: Shape, weights: np.ndarray[Any, Any], places: Plac
 def _cuts(places: Places, vectors: int) -> list[Strips]:
     if places.flat:
         return [flat_strips(places, vectors, together) for together in (1, 2, 3, 4, 6, 8, 12, 16, 32)]
+    pitched = [pitched_strips(places, vectors, together) for together in (1, 2, 4, 8, 16, 64)]
     rows = [row_strips(places, vectors, rows, 1 << 30) for rows in (1, 2, 4, 7, 8, 14, 16, 28, 56)]
-    return [*rows, *(row_strips(places, vectors, 1, pieces) for pieces in (1, 4, 16))]
+    found = [strips for strips in pitched if strips is not None]
+    return [*found, *rows, *(row_strips(places, vectors, 1, pieces) for pieces in (1, 4, 16))]
 
 
 def _cycles(
@@ -173,30 +184,36 @@ def _cycles(
     shared: int,
     steps: float,
     changes: float,
-) -> tuple[float, int]:
-    """Cycles of all of it, and the elements of input channels in a block."""
+    rows_first: bool,
+) -> float:
+    """Of all of it, on one core."""
     vectors, tiles = strips.vectors, len(strips.tiles)
     elements = -(-shape.inputs // dot.channels)
     rows = shape.outputs / shared
     unaligned = any(tap % 8 for tap in strips.taps) or not strips.flat
-    loads = dot.depth * (vectors * (1.5 if unaligned else 1.0) + shared + 1) / machine.loads
+    loads = dot.depth * (vectors * (1.75 if unaligned else 1.0) + shared + 1) / machine.loads
     products = (dot.depth + (1 if dot.held else 0)) * vectors * shared / machine.fmas
     issue = (2 * dot.depth * vectors * shared + dot.depth * (vectors + 2 + shared)) / (machine.issue + 1)
-    work = 4 * elements * strips.vectors * plan.target.lanes(I32) * max(1, len(strips.taps)) ** 0.5
-    resident = work <= machine.l1_bytes
-    far = 0.0 if resident else dot.depth * vectors * plan.target.vector_bits / 8 / machine.l2_bytes
+    together = tiles / len(strips.strips)
+    # What is read again and again: a tile's or the whole strip's pixels, and the stream or a row of it.
+    tile_bytes = 4 * elements * strips.vectors * plan.target.lanes(I32) * max(1, len(strips.taps)) ** 0.5
+    near = 4 * elements * strips.span if rows_first else tile_bytes
+    far = 0.0 if near <= machine.l1_bytes else vectors * plan.target.vector_bits / 8 / machine.l2_bytes
     # Each lane's sums are a chain of additions.
-    step = max(loads, products, issue, far, 1.5 * dot.depth)
+    step = max(loads, products, issue, dot.depth * far, 1.5 * dot.depth)
     ends = 12 + 4.0 * vectors * shared
     stream = steps * integer_stream.step_bytes(dot.depth, shared, wide=False)
-    read = stream / (machine.l2_bytes if stream < machine.cache else machine.l3_bytes)
-    tile = max(steps * step + rows * ends + changes * machine.mispredict, read)
+    read = stream / (machine.l2_bytes if stream < machine.cache else machine.l3_bytes / 2)
+    tile = steps * step + rows * ends + changes * machine.mispredict / (together if rows_first else 1)
+    tile = max(tile, read / (together if rows_first else 1))
     packing = strips.packed * elements * (0.35 if strips.step == 1 else 0.6 if strips.step == 2 else 8.0)
     packing += 12.0 * elements * float((strips.strips[:, 1] - strips.strips[:, 0]).sum())
     if 4 * elements * strips.span > machine.cache:
         packing *= 2.0
     total = shape.batch * shape.groups * (tiles * tile + packing)
-    # Too few strips: threads pack the same one each.
-    parts = min(plan.threads, len(strips.strips) * shape.batch * shape.groups)
-    total += shape.batch * shape.groups * packing * (plan.threads / parts - 1)
-    return total, elements
+    count = len(strips.strips)
+    work = integer_code.divided(count, shape.batch * shape.groups, int(rows), plan.threads, total)
+    total += shape.batch * shape.groups * packing * (work.row_parts - 1)
+    # Threads wait for the one that has a task more.
+    even = -(-work.tasks // plan.threads) * plan.threads / work.tasks
+    return total * even + 300.0 * work.tasks

@@ -19,7 +19,7 @@ from coresident.kernels.integer_epilogue import IntegerEpilogue, IntegerOutput
 from coresident.kernels.integer_stream import UNROLL, pack, step_bytes
 from coresident.kernels.integer_strips import Strips
 from coresident.kernels.lowering import Plan, Tensor
-from coresident.kernels.tiling import Part, cut
+from coresident.kernels.tiling import Cut, Part
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Choice:
         strips: the cut of the pixels.
         shared: output channels that have their entries together.
         dot: how they are multiplied.
-        block: elements of input channels in a block.
+        rows_first: whether a row goes through all tiles of a strip; all rows for one tile otherwise.
         cycles: as the cost model says.
     """
 
     strips: Strips
     dot: Dot
     shared: int
-    block: int
+    rows_first: bool
     cycles: float
 
     def __str__(self) -> str:
@@ -45,6 +45,24 @@ class Choice:
         channels = f" x {self.shared} channels" if self.shared > 1 else ""
         tiles = int(np.max(self.strips.strips[:, 3] - self.strips.strips[:, 2]))
         return f"{self.strips.vectors} vectors{channels}, {tiles} tiles a strip{flat}"
+
+
+def divided(strips: int, batch: int, rows: int, threads: int, cycles: float) -> Cut:
+    """The tasks: strips if there are enough of them, since parts of the rows pack the same strip each.
+
+    Args:
+        strips, rows: in all.
+        batch: pictures times groups.
+        cycles: of all the work on one core, as estimated.
+    """
+    if threads == 1 or cycles < 6000:
+        return Cut(strips, 1, rows, 1, 1, batch)
+    wanted = max(threads, min(threads * 6, int(cycles // 15000)))
+    tile_parts = min(strips, -(-wanted // batch))
+    have = tile_parts * batch
+    enough = have >= 4 * threads or (have >= threads and have % threads == 0)
+    row_parts = 1 if enough else min(rows, -(-2 * threads // have) if have < threads else 2)
+    return Cut(strips, tile_parts, rows, row_parts, 1, batch)
 
 
 @dataclass(frozen=True)
@@ -55,11 +73,10 @@ class _Code:
         function: it.
         x: address of the picture's and group's pixel 0.
         words: addresses of the tables: strips, tiles, runs; and of the bias.
-        stream, starts, rows: of the group's part of the rows.
+        stream, rows: of the group's part of the rows.
         output: stores results; its channels count from the picture's first.
         channel_base: first output channel of the group.
         flip: whether bytes of the input change their sign bit as they are packed.
-        waiting: offset of waiting sums in the scratch.
     """
 
     function: Function
@@ -72,14 +89,12 @@ class _Code:
     runs: Value
     bias: Value
     stream: Value
-    starts: Value
     rows: Value
     output: IntegerOutput
     channel_base: Value
     part: Part
     flip: bool
     wide: bool
-    waiting: int
 
     @property
     def dot(self) -> Dot:
@@ -91,15 +106,22 @@ class _Code:
 
     def all(self) -> None:
         """The task's strips."""
-        f, columns = self.function, 2 + len(self.output.epilogue.tensors)
+        f = self.function
         with f.loop(self.part.first_tile, self.part.end_tile) as strip:
             first_run, end_run, first, end, base = (
                 f.convert(f.load(I32, self.strips, strip * 5 + i), I64) for i in range(5)
             )
             self._pack(first_run, end_run, base)
-            with f.loop(first, end) as tile:
-                found = [f.convert(f.load(I32, self.tiles, tile * columns + i), I64) for i in range(columns)]
-                self._tile(f.offset(f["scratch"], found[0], 4), found[1:])
+            count = self.part.end_row - self.part.first_row
+            if self.choice.rows_first:
+                position = f.var(self.stream)
+                with f.loop(0, count) as r:
+                    self._row(first, end, r, position)
+            else:
+                with f.loop(first, end) as tile:
+                    position = f.var(self.stream)
+                    with f.loop(0, count) as r:
+                        self._row(tile, tile + 1, r, position)
 
     def _pack(self, first: Value, end: Value, base: Value) -> None:
         """Interleave the strip's input, an element's channels at a time."""
@@ -142,59 +164,33 @@ class _Code:
                 pixels = f.insert(pixels, f.load(I8, channel, at + lane * step), lane)
         return pixels ^ -128 if self.flip else pixels
 
-    def _tile(self, x: Value, offsets: Sequence[Value]) -> None:
-        """All rows of the task, block of input channels by block."""
-        f = self.function
-        count = self.part.end_row - self.part.first_row
-        blocks = -(-self.elements // self.choice.block)
-        with f.loop(0, blocks) as block:
-            position = f.var(f.offset(self.stream, f.load(I64, self.starts, block)))
-            with f.loop(0, count) as r:
-                described = f.offset(self.rows, (block * count + r) * 2, I32)
-                channel = f.convert(f.load(I32, described), I64)
-                steps = f.convert(f.load(I32, described, 1), I64)
-                self._row(x, offsets, block, blocks, channel, steps, position)
-
-    def _row(
-        self,
-        x: Value,
-        offsets: Sequence[Value],
-        block: Value,
-        blocks: int,
-        channel: Value,
-        steps: Value,
-        position: Variable,
-    ) -> None:
-        """The channels of one row, one block of input channels."""
+    def _row(self, first: Value, end: Value, r: Value, position: Variable) -> None:
+        """The channels of row `r` of the task, over the tiles first..end of the strip."""
         f, choice = self.function, self.choice
-        vectors, lanes = choice.strips.vectors, self.output.lanes
-        kind = I32.by(lanes)
-        channels = [self.channel_base + channel + s for s in range(choice.shared)]
-        place = (channel - self.part.first_row * choice.shared) * (vectors * lanes)
-        waiting = f.offset(f.offset(f["scratch"], self.waiting), place, I32)
-        totals = [[f.var(f.splat(f.load(I32, self.bias, c), kind)) for _ in range(vectors)] for c in channels]
-        every = [total for row in totals for total in row]
-        if blocks > 1:
-            with f.when(block > 0):
-                for i, total in enumerate(every):
-                    total.set(f.load(kind, waiting, i * lanes))
-        for c in channels:
-            self.output.prefetch(f, c, vectors, offsets)
-        self._steps(x, position, steps, totals)
-
-        def store() -> None:
+        vectors, kind = choice.strips.vectors, I32.by(self.output.lanes)
+        described = f.offset(self.rows, r * 2, I32)
+        channel = self.channel_base + f.convert(f.load(I32, described), I64)
+        steps = f.convert(f.load(I32, described, 1), I64)
+        channels = [channel + s for s in range(choice.shared)]
+        begin = position.get()
+        with f.loop(first, end) as tile:
+            x, offsets = self._place(tile)
+            position.set(begin)
+            totals = [
+                [f.var(f.splat(f.load(I32, self.bias, c), kind)) for _ in range(vectors)] for c in channels
+            ]
+            for c in channels:
+                self.output.prefetch(f, c, vectors, offsets)
+            self._steps(x, position, steps, totals)
             for c, row in zip(channels, totals):
                 values = [total.get() for total in row]
                 self.output.store(f, c, values, offsets, choice.strips.last)
 
-        if blocks == 1:
-            store()
-            return
-        with f.either(block.equals(blocks - 1)) as otherwise:
-            store()
-            with otherwise():
-                for i, total in enumerate(every):
-                    f.store(total.get(), waiting, i * lanes)
+    def _place(self, tile: Value) -> tuple[Value, list[Value]]:
+        """Where a tile's packed input is, and its offsets in the output and in other tensors."""
+        f, columns = self.function, 2 + len(self.output.epilogue.tensors)
+        found = [f.convert(f.load(I32, self.tiles, tile * columns + i), I64) for i in range(columns)]
+        return f.offset(f["scratch"], found[0], 4), found[1:]
 
     def _steps(
         self, x: Value, position: Variable, count: Value, totals: Sequence[Sequence[Variable]]
@@ -260,11 +256,11 @@ def emit(
     s, dot = choice.strips, choice.dot
     lanes = plan.target.lanes(I32)
     row_count = shape.outputs // choice.shared
-    work = cut(len(s.strips), row_count, shape.batch * shape.groups, plan.threads, choice.cycles)
+    work = divided(len(s.strips), shape.batch * shape.groups, row_count, plan.threads, choice.cycles)
     total = -(-shape.inputs // dot.channels)
     wide = total * s.span > 1 << 16
-    packed = pack(weights, s.taps, s.span, dot, choice.shared, choice.block, work, wide)
-    _, parts, blocks = packed.starts.shape
+    packed = pack(weights, s.taps, s.span, dot, choice.shared, work, wide)
+    parts = packed.starts.shape[1]
     x, y, bias_at, strips, tiles, runs, stream, rows, starts = (word(f, i) for i in range(9))
     extra = [word(f, 9 + i) for i in range(epilogue.words)]
     masked = s.flat and any(map(any, out.layout.halo))
@@ -286,7 +282,6 @@ def emit(
         out.layout.fill,
         lanes,
     )
-    waiting = -(-4 * (total * s.span + 2 * plan.target.lanes(I8)) // 64) * 64
     code = _Code(
         function=f,
         shape=shape,
@@ -297,18 +292,15 @@ def emit(
         tiles=tiles,
         runs=runs,
         bias=bias_at,
-        stream=stream,
-        starts=f.offset(starts, (group * parts + part.row_part) * blocks, I64),
-        rows=f.offset(rows, (group * row_count + part.first_row) * (2 * blocks), I32),
+        stream=f.offset(stream, f.load(I64, starts, group * parts + part.row_part)),
+        rows=f.offset(rows, (group * row_count + part.first_row) * 2, I32),
         output=output,
         channel_base=group * shape.outputs,
         part=part,
         flip=(source.dtype == np.int8) != dot.signed,
         wide=wide,
-        waiting=waiting,
     )
-    kept = work.most_rows * choice.shared * s.vectors * lanes * 4 if blocks > 1 else 0
-    plan.scratch(waiting + kept)
+    plan.scratch(4 * (total * s.span + 2 * plan.target.lanes(I8)))
     code.all()
     operands = [
         source.address,
@@ -324,7 +316,7 @@ def emit(
     ]
     if masked:
         length = int(s.tiles[:, 1].max()) + s.vectors * lanes
-        real = geometry.border_mask(source.layout.strides[2:], out.shape[2:], length)
+        real = geometry.border_mask(out.layout.strides[2:], out.shape[2:], length)
         operands.append(plan.constant(real.astype(np.dtype(f"int{8 * out.dtype.itemsize}"))))
     dense = math.isclose(info["sparsity"], 0, abs_tol=0.02)
     details = {

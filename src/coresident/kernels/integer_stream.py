@@ -161,8 +161,8 @@ class Packed:
     Args:
         stream: bytes: steps of `depth` offsets, then as many times `shared` quads of weights.
         rows: [.., 2] int32: the first output channel of a row and its number of steps, in order of that
-            number within each (group, part of the rows, block).
-        starts: [groups, parts of the rows, blocks] int64: where each begins in `stream`.
+            number within each (group, part of the rows).
+        starts: [groups, parts of the rows] int64: where each begins in `stream`.
         steps: in all.
     """
 
@@ -178,13 +178,12 @@ def step_bytes(depth: int, shared: int, wide: bool) -> int:
 
 
 def pack(
-    weights: Array, taps: tuple[int, ...], span: int, dot: Dot, shared: int, block: int, work: Cut, wide: bool
+    weights: Array, taps: tuple[int, ...], span: int, dot: Dot, shared: int, work: Cut, wide: bool
 ) -> Packed:
     """The stream of [groups, outputs, inputs, taps].
 
     Args:
         taps, span: packed pixels to each tap and from one element to the next.
-        block: elements in a block.
     """
     streams: list[Array] = []
     rows: list[Array] = []
@@ -192,29 +191,25 @@ def pack(
     at = steps = 0
     size = step_bytes(dot.depth, shared, wide)
     total = -(-weights.shape[2] // dot.channels)
-    blocks = -(-total // block)
     offsets = (np.arange(total)[:, None] * span + np.array(taps)[None, :]).reshape(-1)
     for group in weights:
         whole = elements(group, dot.channels)
         for first, end in map(work.row_range, range(work.row_parts)):
-            chunk = whole[first * shared : end * shared]
-            for b in range(blocks):
-                low, high = b * block * len(taps), min(total, (b + 1) * block) * len(taps)
-                e = entries(chunk[:, low:high], shared, dot)
-                data, counts = _steps(e, offsets[low:high], dot, end - first, wide)
-                order = np.argsort(-counts, kind="stable")
-                begins = np.cumsum(counts) - counts
-                spread = np.repeat(begins[order] - (np.cumsum(counts[order]) - counts[order]), counts[order])
-                streams.append(data[np.arange(len(data)) + spread].reshape(-1))
-                rows.append(np.stack([(first + order) * shared, counts[order]], axis=1).astype(np.int32))
-                starts.append(at)
-                at += data.size
-                steps += len(data)
+            e = entries(whole[first * shared : end * shared], shared, dot)
+            data, counts = _steps(e, offsets, dot, end - first, wide)
+            order = np.argsort(-counts, kind="stable")
+            begins = np.cumsum(counts) - counts
+            spread = np.repeat(begins[order] - (np.cumsum(counts[order]) - counts[order]), counts[order])
+            streams.append(data[np.arange(len(data)) + spread].reshape(-1))
+            rows.append(np.stack([(first + order) * shared, counts[order]], axis=1).astype(np.int32))
+            starts.append(at)
+            at += data.size
+            steps += len(data)
     padding = np.zeros(UNROLL * size, np.uint8)
     return Packed(
         np.concatenate([*streams, padding]),
         np.concatenate(rows),
-        np.array(starts, np.int64).reshape(len(weights), -1, blocks),
+        np.array(starts, np.int64).reshape(len(weights), -1),
         steps,
     )
 
@@ -234,7 +229,7 @@ def _steps(e: Entries, offsets: Array, dot: Dot, rows: int, wide: bool) -> tuple
     return np.concatenate(parts, axis=1), np.bincount(e.row[picked[:, 0]], minlength=rows)
 
 
-def count(weights: Array, dot: Dot, shared: int, blocks: int, sample: int = 64) -> tuple[float, float]:
+def count(weights: Array, dot: Dot, shared: int, sample: int = 64) -> tuple[float, float]:
     """About how many steps all rows of [outputs, inputs, taps] have, and how often their number changes."""
     whole = elements(weights, dot.channels)
     rows = -(-len(whole) // shared)
@@ -246,8 +241,7 @@ def count(weights: Array, dot: Dot, shared: int, blocks: int, sample: int = 64) 
     if dot.depth == 2:
         done = pair(e, taken)
         counts = np.bincount(e.row[done[:, 0]], minlength=taken).astype(float)
-    changes = blocks * min(rows, len(np.unique(counts)) * 1.5)
-    return float(counts.mean() * rows), changes
+    return float(counts.mean() * rows), min(rows, len(np.unique(counts)) * 1.5)
 
 
 __all__ = ["UNROLL", "Packed", "count", "entries", "pack", "pair", "step_bytes"]

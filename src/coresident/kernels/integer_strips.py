@@ -116,6 +116,11 @@ def _starts(length: int, width: int) -> list[int]:
     return [min(at, max(length - width, 0)) for at in range(0, max(length, 1), width)]
 
 
+def _evenly(count: int, most: int) -> int:
+    """How many go together so that all parts but the last are of one size, of `most` at most, and few."""
+    return -(-count // -(-count // most))
+
+
 def flat_strips(p: Places, vectors: int, together: int) -> Strips:
     """Tiles that cross row ends, `together` of them a strip."""
     strides = p.source.strides[2:]
@@ -125,7 +130,7 @@ def flat_strips(p: Places, vectors: int, together: int) -> Strips:
     width = vectors * p.lanes
     starts = _starts(length, width)
     taps = [sum(a * s for a, s in zip(position, strides)) for position in p.positions()]
-    together = min(together, len(starts))
+    together = _evenly(len(starts), together)
     clusters: list[list[int]] = []
     for tap in sorted(set(taps)):
         if clusters and tap <= clusters[-1][-1] + together * width:
@@ -186,6 +191,92 @@ class _Axis:
         return self.high[phase] - self.low[phase]
 
 
+def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
+    """Tiles that cross row ends where the input is packed with the gaps of the output, phase by phase.
+
+    Args:
+        together: tiles of a strip.
+
+    Returns:
+        None where the output's rows have too small gaps for that, or operands differ in them.
+    """
+    w, rank, spatial = p.window, len(p.out.shape) - 2, p.out.shape[2:]
+    if rank < 2 or p.out.strides[-1] != 1 or not all(e.slack >= p.lanes for e in (p.out, *p.extras)):
+        return None
+    pitch = p.out.strides[-2]
+    if any(c[-2:] != p.out.strides[-2:] for c in p.columns):
+        return None
+    strides, positions = p.source.strides[2:], p.positions()
+    across, down = (_Axis.of([a[d] for a in positions], w.strides[d]) for d in (-1, -2))
+    if any(spatial[-1] + across.extent(phase) > pitch for phase in across.phases):
+        return None
+    length = -(-((spatial[-2] - 1) * pitch + spatial[-1]) // p.lanes) * p.lanes
+    if rank > 2 and length > p.out.strides[-3]:
+        # The last vector would reach into the next plane, which may be another task's.
+        return None
+    vectors = min(vectors, length // p.lanes)
+    width = vectors * p.lanes
+    starts = _starts(length, width)
+    together = _evenly(len(starts), together)
+    spans = []
+    for first in range(0, len(starts), together):
+        end = min(first + together, len(starts))
+        top = starts[first] // pitch
+        bottom = min((starts[end - 1] + width - 1) // pitch, spatial[-2] - 1) + 1
+        spans.append((first, end, top, bottom))
+    most = max(bottom - top for _, _, top, bottom in spans)
+    outer = sorted({a[:-2] for a in positions})
+    base: dict[tuple[tuple[int, ...], int, int], int] = {}
+    at = 0
+    for key in itertools.product(outer, down.phases, across.phases):
+        base[key] = at
+        # The last row is followed by what a tile reads beyond it.
+        at += -(-((most + down.extent(key[1])) * pitch + width) // p.lanes) * p.lanes
+    taps = tuple(
+        base[a[:-2], a[-2] % w.strides[-2], a[-1] % w.strides[-1]]
+        + (a[-2] // w.strides[-2] - down.low[a[-2] % w.strides[-2]]) * pitch
+        + (a[-1] // w.strides[-1] - across.low[a[-1] % w.strides[-1]])
+        for a in positions
+    )
+    runs: list[tuple[int, int, int]] = []
+    known: dict[int, tuple[int, int]] = {}
+    strips: list[tuple[int, ...]] = []
+    tiles: list[tuple[int, ...]] = []
+    packed = 0
+    for index in itertools.product(*map(range, spatial[:-2])):
+        plane = sum(i * s * t for i, s, t in zip(index, w.strides, strides))
+        places = [sum(a * b for a, b in zip(index, c)) for c in p.columns]
+        for first, end, top, bottom in spans:
+            count = bottom - top
+            if count not in known:
+                begin = len(runs)
+                for (tap, phase, column), place in base.items():
+                    line = sum(t * s for t, s in zip(tap, strides))
+                    left = (across.low[column] * w.strides[-1] + column) * strides[-1]
+                    for row in range(count + down.extent(phase)):
+                        above = ((row + down.low[phase]) * w.strides[-2] + phase) * strides[-2]
+                        runs.append(
+                            (line + above + left, place + row * pitch, spatial[-1] + across.extent(column))
+                        )
+                known[count] = (begin, len(runs))
+            begin = len(tiles)
+            tiles += [(start - top * pitch, *(q + start for q in places)) for start in starts[first:end]]
+            strips.append((*known[count], begin, len(tiles), plane + top * w.strides[-2] * strides[-2]))
+            packed += sum(run[2] for run in runs[slice(*known[count])])
+    return Strips(
+        np.array(runs, np.int32),
+        np.array(strips, np.int32),
+        np.array(tiles, np.int32),
+        taps,
+        _odd_lines(at),
+        w.strides[-1] * strides[-1],
+        vectors,
+        p.lanes,
+        True,
+        packed,
+    )
+
+
 def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
     """Tiles within rows.
 
@@ -203,7 +294,7 @@ def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
     width = vectors * p.lanes
     starts = _starts(columns, width)
     pieces = len(starts) if rows > 1 else min(pieces, len(starts))
-    rows = min(rows, height)
+    rows = _evenly(height, rows)
     positions = p.positions()
     across = _Axis.of([a[-1] for a in positions], w.strides[-1])
     down = _Axis.of([a[-2] if rank > 1 else 0 for a in positions], row_step)
