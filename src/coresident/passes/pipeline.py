@@ -30,13 +30,15 @@ from coresident.passes.verify import verify as check
 PASSES: tuple[Pass, ...] = (
     expand_quantization.PASS,
     fold_constants.ARITHMETIC,
-    expand.PASS,
     remove_identities.PASS,
     share_duplicates.PASS,
     move_quantization.PASS,
     fold_constants.ARITHMETIC,
     integer_products.PASS,
     fold_constants.PASS,
+    # After products of bytes are: a convolution whose weights are still computed is written as a product.
+    expand.PASS,
+    remove_identities.PASS,
     # Before strength is reduced: it rewrites the products and bounds that activations are recognised by.
     recognise_activations.PASS,
     reduce_strength.PASS,
