@@ -13,6 +13,7 @@ entered with `expands`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,7 +40,8 @@ class Body:
         self.nodes: list[Node] = []
         self.initializers: dict[str, Array] = {}
         self._facts = {name: fact for name, fact in zip(node.inputs, facts) if fact is not None}
-        self._fresh = fresh or (lambda stem: f"{stem}.{len(self._facts)}")
+        numbers = itertools.count()
+        self._fresh = fresh or (lambda stem: f"{stem}.{next(numbers)}")
 
     def input(self, index: int) -> str:
         """The name of an input of the node; "" where it is left out."""
@@ -124,7 +126,7 @@ def composite(op: str, operands: Sequence[int] = ()) -> Callable[[Expansion], Ex
     """
 
     def enter(expansion: Expansion) -> Expansion:
-        register(op, _infer, _reference, operands)
+        register(op, _infer, reference, operands, counts=True)
         return expands(op)(expansion)
 
     return enter
@@ -157,7 +159,8 @@ def _infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
     return [body.fact(name or results[0]) for name in results]
 
 
-def _reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
+def reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
+    """The results of a node that has a body, by the references of what it is written with."""
     found = expanded(node, [None if array is None else Fact.of(array) for array in arrays])
     assert found is not None
     body, results = found

@@ -17,7 +17,7 @@ so that a rule always sees the graph as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,7 @@ class View:
         self._initializers = dict(graph.initializers)
         constants = graph.initializers.keys() - set(graph.inputs)
         self._facts = {name: fact for name, fact in graph.facts.items() if name not in constants}
+        self._counted = {name for name, fact in self._facts.items() if fact.counts}
         self._outputs = frozenset(graph.outputs)
         self._taken = {*graph.inputs, *graph.initializers, *graph.facts}
         for node in graph.nodes:
@@ -188,6 +189,8 @@ class View:
                 f"{node.op} changes {name}"
             )
             self._facts[name] = fact
+            if fact.counts:
+                self._counted.add(name)
 
     def _rename(self, old: str, new: str) -> None:
         if old not in self._outputs:
@@ -203,9 +206,17 @@ class View:
             maker, maker.with_(outputs=tuple(old if name == new else name for name in maker.outputs))
         )
         self._facts[old] = self._facts.pop(new)
+        if self._facts[old].counts:
+            self._counted.add(old)
         self._reroute(new, old)
 
     def _reroute(self, old: str, new: str) -> None:
+        for name in self._counted:
+            # What counts the elements of others is read by their facts.
+            fact = self._facts.get(name)
+            if fact is not None and any(counting == old for _, counting in fact.counts):
+                counts = tuple((axis, new if each == old else each) for axis, each in fact.counts)
+                self._facts[name] = replace(fact, counts=counts)
         for reader in self.readers(old):
             self._replace(
                 reader, reader.with_(inputs=tuple(new if name == old else name for name in reader.inputs))

@@ -81,5 +81,4 @@ def optimise(graph: Graph, verify: bool = False) -> Graph:
         before, graph = graph, step.run(graph)
         if verify:
             check(before, graph, step.name)
-    # Bodies put in the place of composite operators have made the values that count (`Fact.counts`) anew.
-    return infer(graph) if any(fact.counts for fact in graph.facts.values()) else graph
+    return graph

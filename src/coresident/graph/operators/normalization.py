@@ -13,6 +13,7 @@ import numpy as np
 
 from coresident.errors import InvalidModel
 from coresident.graph.composite import Body, composite, expands
+from coresident.graph.composite import reference as composite_reference
 from coresident.graph.graph import Fact, Node
 from coresident.graph.operator import register
 from coresident.graph.operators.operands import (
@@ -94,6 +95,8 @@ def _mean_variance(body: Body) -> list[str]:
 
 
 def _batch_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
+    if node.get("training_mode", 0):
+        return composite_reference(node, arrays)
     x = required(arrays, 0, "X")
     scale, b, mean, variance = (
         _per_channel(required(arrays, i, "a statistic"), x.ndim).astype(x.dtype, copy=False)

@@ -1,7 +1,6 @@
-"""Operators along axes: reductions, ArgMax and ArgMin, Softmax and its kin, CumSum and CumProd.
+"""Operators along axes: reductions, ArgMax and ArgMin, Softmax and its kin, CumSum.
 
-Source: ONNX Reduce*-18 (and -20 of ReduceMax and ReduceMin), ArgMax-13, Softmax-13, CumSum-14,
-CumProd-26.
+Source: ONNX Reduce*-18 (and -20 of ReduceMax and ReduceMin), ArgMax-13, Softmax-13, CumSum-14.
 """
 
 from __future__ import annotations
@@ -172,11 +171,10 @@ def _cumulated(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
     x = required(arrays, 0, "the data")
     axis = cumulated_axis(optional(arrays, 1), x.ndim)
     directed = np.flip(x, axis) if node.get("reverse", 0) else x
-    act = np.cumprod if node.op == "CumProd" else np.cumsum
-    total = act(directed, axis=axis, dtype=x.dtype)
+    total = np.cumsum(directed, axis=axis, dtype=x.dtype)
     if node.get("exclusive", 0):
         total = np.roll(total, 1, axis)
-        np.moveaxis(total, axis, 0)[:1] = 1 if node.op == "CumProd" else 0
+        np.moveaxis(total, axis, 0)[:1] = 0
     return [np.flip(total, axis) if node.get("reverse", 0) else total]
 
 
@@ -188,4 +186,3 @@ register("Softmax", _softmax_infer, _softmax_reference)
 register("LogSoftmax", _softmax_infer, _softmax_reference)
 register("Hardmax", _softmax_infer, _hardmax_reference)
 register("CumSum", _cumulated_infer, _cumulated, operands=[1])
-register("CumProd", _cumulated_infer, _cumulated, operands=[1])

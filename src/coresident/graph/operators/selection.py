@@ -120,9 +120,10 @@ def _unique_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
 def _unique_rows(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
     """Where each different row is first, which of them each row is, and how many there are of each."""
     x = required(arrays, 0, "X")
-    _, first, inverse, counts = np.unique(
-        x, return_index=True, return_inverse=True, return_counts=True, axis=0
-    )
+    # The place of each element among its column's: so NaN equals NaN, and stands last.
+    ranks = [np.unique(column, return_inverse=True)[1].reshape(-1) for column in x.T]
+    codes = np.stack(ranks, axis=1) if ranks else np.zeros((len(x), 1), np.int64)
+    _, first, inverse, counts = np.unique(codes, True, True, True, axis=0)
     inverse = inverse.reshape(-1)
     if not node.get("sorted", 1):
         order = np.argsort(first)

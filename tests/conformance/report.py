@@ -1,7 +1,7 @@
 """Runs ONNX's backend tests through `Session`, prints how many pass and names what fails.
 
-python tests/conformance/run.py              # all groups
-python tests/conformance/run.py ext Resize   # of these groups and operators
+python tests/conformance/report.py              # all groups
+python tests/conformance/report.py ext Resize   # of these groups and operators
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
-from cases import GROUPS, Case, cases
+from backend_cases import GROUPS, Case, cases
 
 from coresident import Session
 
