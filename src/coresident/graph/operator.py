@@ -61,7 +61,8 @@ weights."""
 def _with_values(node: Node, inputs: Sequence[Fact | None], results: Sequence[Fact]) -> Sequence[Fact]:
     arrays = [None if fact is None else fact.value for fact in inputs]
     unknown = any(a is None and fact is not None for a, fact in zip(arrays, inputs))
-    if unknown or all(fact.value is not None for fact in results):
+    # Quantised weights are not arithmetic on shapes: passes are to see their bytes.
+    if unknown or node.op == "DequantizeLinear" or all(fact.value is not None for fact in results):
         return results
     if sum(prod(max(size, 1) for size in fact.sizes) for fact in results) > SMALL:
         return results

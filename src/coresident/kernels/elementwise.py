@@ -6,13 +6,19 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
+import numpy as np
+
 from coresident.codegen.builder import Function
 from coresident.codegen.math import CodeMath, Typed, typed_constant
+from coresident.graph import numpy_math
 from coresident.graph.expression import ELEMENTWISE, Expression
 from coresident.graph.graph import Node
 from coresident.graph.operators.elementwise import attributes_of
-from coresident.kernels.loopnest import nest
+from coresident.kernels import tables
+from coresident.kernels.loopnest import instructions, nest
 from coresident.kernels.lowering import Plan, Tensor, lowers
+
+BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
 
 Formula = Callable[[CodeMath, Sequence[Typed | None]], Typed]
 """The result from the node's inputs, None for one left out."""
@@ -68,7 +74,36 @@ def fused(node: Node, plan: Plan) -> None:
         result: Typed = expression.evaluate(math, values)
         return result
 
-    compute(node, plan, formula, f"loopnest {expression}")
+    if not _by_table(node, plan, formula):
+        compute(node, plan, formula, f"loopnest {expression}")
+
+
+def _by_table(node: Node, plan: Plan, formula: Formula) -> bool:
+    """Emit a costly function of one byte that gives a byte as a table; False for other nodes."""
+    constants = [plan.graph.constant(name) for name in node.inputs]
+    read = [i for i, constant in enumerate(constants) if constant is None or constant.size != 1]
+    y = plan.tensor(node.outputs[0])
+    if len(read) != 1 or constants[read[0]] is not None or y.dtype not in BYTES:
+        return False
+    x = plan.tensor(node.inputs[read[0]])
+    if x.dtype not in BYTES:
+        return False
+
+    def vector(f: Function, loaded: Sequence[Typed], lanes: int) -> Typed:
+        known = [
+            loaded[0] if c is None else typed_constant(f, c.reshape(()).item(), c.dtype.name, lanes)
+            for c in constants
+        ]
+        return formula(CodeMath(f), known)
+
+    if instructions(plan.target, vector, [x.dtype]) < tables.INSTRUCTIONS:
+        return False
+    every = np.arange(256, dtype=np.uint8).view(x.dtype)
+    expression: Expression = node.attributes["expression"]
+    table = numpy_math.evaluate(expression, [every if c is None else c.reshape(()) for c in constants])
+    info = {"op": node.op, "nodes": [node.name], "kernel": f"table {expression}"}
+    nest(plan, y, [x], tables.lookup(np.asarray(table)), info)
+    return True
 
 
 def _all(values: Sequence[Typed | None]) -> list[Typed]:

@@ -40,12 +40,14 @@ class Lines:
         along: dimensions of a line, outermost first; at least one.
         across: whether vectors run over neighbouring lines, which the last of `kept` counts.
         kind: type of a vector.
+        stored: type of an element of the first tensor in memory, where that is another.
     """
 
     kept: tuple[Extent, ...]
     along: tuple[Extent, ...]
     across: bool
     kind: Type
+    stored: Type | None = None
 
     @staticmethod
     def of(target: Target, scalar: Type, layouts: Sequence[Layout], axes: Sequence[int]) -> Lines:
@@ -209,12 +211,12 @@ class Place:
         return (lines.kept[-1] if lines.across else lines.along[-1]).strides[tensor]
 
     def load(self, tensor: int = 0) -> Value:
-        """The vector of a tensor; lanes beyond `count` are zero."""
-        line = self.line
-        stride = self._stride(tensor) if line.lines.kind.lanes > 1 else 1
-        return load_first(
-            line.f, line.lines.kind, line.starts[tensor], self.offsets[tensor], self.count, stride
-        )
+        """The vector of a tensor as it is stored; lanes beyond `count` are zero."""
+        line, kind = self.line, self.line.lines.kind
+        stride = self._stride(tensor) if kind.lanes > 1 else 1
+        if tensor == 0 and line.lines.stored is not None:
+            kind = line.lines.stored.by(kind.lanes)
+        return load_first(line.f, kind, line.starts[tensor], self.offsets[tensor], self.count, stride)
 
     def store(self, value: Value, tensor: int = 1) -> None:
         """Write the lanes that count."""

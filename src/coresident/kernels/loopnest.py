@@ -32,6 +32,8 @@ _TASK_CYCLES = 12_000
 _UNROLL = 4
 _UNROLL_INSTRUCTIONS = 12
 _SHUFFLED_STRIDE = 4
+_WIDER = 4
+"""Vectors of wide elements beside one of bytes, at most."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def _wanted(plan: Plan, cycles: float) -> int:
     return 1 if plan.threads == 1 else max(1, min(8 * plan.threads, int(cycles / _TASK_CYCLES)))
 
 
-def _instructions(target: Target, compute: Compute, dtypes: Sequence[np.dtype[Any]]) -> int:
+def instructions(target: Target, compute: Compute, dtypes: Sequence[np.dtype[Any]]) -> int:
     """About how many the computation of one element is."""
     kinds = [register_type(dtype) for dtype in dtypes]
     probe = Function(target, "probe", [(f"x{i}", kind) for i, kind in enumerate(kinds)])
@@ -190,6 +192,9 @@ class _Nest:
     ) -> _Nest:
         loops, dtypes = list(loops), [t.dtype for t in operands]
         bits = max(8 * dtype.itemsize for dtype in dtypes)
+        if any(dtype.kind in "iu" and dtype.itemsize == 1 for dtype in dtypes):
+            # Whole vectors of bytes, beside several of wider elements.
+            bits = max(bits // _WIDER, 8)
         if compute is not None and any(dtype == np.float16 for dtype in dtypes):
             bits = max(bits, 32)
         lanes = plan.target.vector_bits // bits
@@ -202,7 +207,7 @@ class _Nest:
         while lanes > 1 and inner.size <= lanes // 2:
             lanes //= 2
         computed = [dtype for i, dtype in enumerate(dtypes) if i and i not in indices]
-        cost = _instructions(plan.target, compute, computed) if compute is not None else 1
+        cost = instructions(plan.target, compute, computed) if compute is not None else 1
         unroll = _UNROLL if cost < _UNROLL_INSTRUCTIONS and inner.size >= _UNROLL * lanes else 1
         access = sum(_access_cost(stride, lanes) for stride in inner.strides)
         cycles = math.prod(loop.size for loop in loops) * (cost + access) / (2 * lanes) + moved / 16

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from coresident.graph.graph import Node
 from coresident.graph.operators.pooling import average_counts, pool_geometry
 from coresident.graph.operators.windows import Window
 from coresident.kernels.arguments import element_0, operand
+from coresident.kernels.conversion import Conversion
 from coresident.kernels.lowering import Plan, Tensor, lowers
 from coresident.kernels.reduction import REDUCTIONS, larger, reduce
 from coresident.kernels.vectors import load_first, pieces, share, store_first, unravel
@@ -43,6 +44,8 @@ class Pool:
         finish: applied to the sum, norm or maximum.
         counts: how many elements each window averages: the product of these over the dimensions; None if it
             is the same for all, and then part of `finish`.
+        conversion: what is done to elements as they are loaded, before `prepare`, and to results after
+            `finish`.
     """
 
     window: Window
@@ -54,6 +57,7 @@ class Pool:
     combine: Callable[[Function, Value, Value], Value]
     finish: Callable[[Function, Value], Value]
     counts: tuple[Array, ...] | None = None
+    conversion: Conversion = field(default_factory=lambda: Conversion(np.dtype(np.float32)))
 
     @property
     def outer(self) -> int:
@@ -104,11 +108,14 @@ def _pool(node: Node, plan: Plan, dtype: np.dtype[Any]) -> Pool:
             _add,
             lambda f, x: raised(f, x, 1 / power),
         )
+    conversion = Conversion.of(node, fact.dtype)
     counts = average_counts(node, window, spatial, output)
     if all((c == c[0]).all() for c in counts):
-        share_of_each = 1 / math.prod(int(c[0]) for c in counts)
-        return Pool(window, spatial, output, dtype, 0, _same, _add, lambda f, x: x * share_of_each)
-    return Pool(window, spatial, output, dtype, 0, _same, _add, _same, tuple(c.astype(dtype) for c in counts))
+        factor, tables = conversion.scale / math.prod(int(c[0]) for c in counts), None
+    else:
+        factor, tables = conversion.scale, tuple(c.astype(dtype) for c in counts)
+    finish = _same if factor == 1 else lambda f, x: x * factor
+    return Pool(window, spatial, output, dtype, 0, _same, _add, finish, tables, conversion)
 
 
 @lowers("MaxPool", "AveragePool", "LpPool")
@@ -118,14 +125,14 @@ def pool(node: Node, plan: Plan) -> None:
     source, y = plan.tensor(node.inputs[0]), plan.tensor(node.outputs[0])
     if source.dtype.kind not in "fiu" or source.dtype == np.float16:
         raise UnsupportedModel(f"a pool over {source.dtype}", shape=source.shape)
-    single = source.dtype == np.float32
-    x = plan.planar(node.inputs[0]) if single else plan.contiguous(node.inputs[0])
-    p = _pool(node, plan, source.dtype)
+    lies_in_planes = source.dtype in (np.float32, np.uint8, np.int8)
+    x = plan.planar(node.inputs[0]) if lies_in_planes else plan.contiguous(node.inputs[0])
+    p = _pool(node, plan, Conversion.of(node, source.dtype).computed)
     f = kernel(plan.target, node.op.lower())
     rows = math.prod(y.shape[:-1])
     cost = math.prod(y.shape) * (math.prod(p.window.kernel[:-1]) * p.window.strides[-1] + p.window.kernel[-1])
     tasks = pieces(
-        plan.threads, rows if y.layout.elements else 0, cost / plan.target.lanes(of_dtype(x.dtype))
+        plan.threads, rows if y.layout.elements else 0, cost / plan.target.lanes(of_dtype(p.dtype))
     )
     tables = [] if p.counts is None else [plan.constant(np.pad(c, (0, 64))) for c in p.counts]
     if tasks:
@@ -140,7 +147,7 @@ def pool(node: Node, plan: Plan) -> None:
             "op": node.op,
             "kernel": "pool, pairs of columns" if p.pairs else "pool, rows then columns",
             "tile": "x".join(map(str, p.window.kernel)),
-            "bytes": (x.layout.elements + y.layout.elements) * x.dtype.itemsize,
+            "bytes": x.layout.elements * x.dtype.itemsize + y.layout.elements * y.dtype.itemsize,
         },
     )
 
@@ -162,10 +169,9 @@ def _emit(f: Function, p: Pool, x: Tensor, y: Tensor, tasks: int) -> int:
     first, last = share(f, math.prod(sizes), tasks)
     with f.loop(first, last) as row:
         at_x, at_y, *index = unravel(f, row, sizes, *places, *digits)
-        kind = full.scalar
         spans = [_span(f, p, d, i) for d, i in enumerate(index)]
         count = _outer_count(f, p, index)
-        emitter.row(f.offset(px, at_x, kind), f.offset(py, at_y, kind), spans, count)
+        emitter.row(f.offset(px, at_x, emitter.stored), f.offset(py, at_y, of_dtype(y.dtype)), spans, count)
     return emitter.scratch_bytes
 
 
@@ -197,7 +203,7 @@ class _Emitter:
 
     Args:
         f, p: the kernel and what it computes.
-        full: type of a whole vector.
+        full: type of a whole vector that is computed with.
         x, y: input and output.
     """
 
@@ -205,6 +211,7 @@ class _Emitter:
 
     def __init__(self, f: Function, p: Pool, full: Type, x: Tensor, y: Tensor) -> None:
         self.f, self.p, self.full, self.x, self.y = f, p, full, x, y
+        self.stored = of_dtype(x.dtype)
         self.lanes = full.lanes
         self.columns, self.width = p.output[-1], p.spatial[-1]
 
@@ -233,15 +240,16 @@ class _Emitter:
                 return
             step = self.x.layout.strides[2 + d]
             with f.loop(*spans[d]) as i:
-                nest(d + 1, f.offset(at, (i * w.dilations[d] - w.pads_begin[d]) * step, self.full.scalar))
+                nest(d + 1, f.offset(at, (i * w.dilations[d] - w.pads_begin[d]) * step, self.stored))
 
         nest(0, px)
 
     def load(self, row: Value, column: Value | int, count: int) -> Value:
         """A vector of the input with `count` columns that matter."""
         whole = count >= self.lanes or self.x.layout.slack >= self.lanes
-        loaded = load_first(self.f, self.full, row, column, self.lanes if whole else count)
-        return self.p.prepare(self.f, loaded)
+        kind = self.stored.by(self.lanes)
+        loaded = load_first(self.f, kind, row, column, self.lanes if whole else count)
+        return self.p.prepare(self.f, self.p.conversion.entered(self.f, loaded))
 
     def combine_into(self, total: Variable, value: Value) -> None:
         total.set(self.p.combine(self.f, total.get(), value))
@@ -252,7 +260,7 @@ class _Emitter:
         if count is not None:
             of_columns = f.load(self.full, word(f, 2 + self.p.outer), column)
             value = value / (of_columns * count)
-        value = self.p.finish(f, value)
+        value = self.p.conversion.left(f, self.p.finish(f, value))
         place = column * stride if stride != 1 else column
         store_first(f, value, py, place, lanes, stride if self.columns > 1 else 1)
 
@@ -402,4 +410,5 @@ class _Rows(_Emitter):
 def global_pool(node: Node, plan: Plan) -> None:
     x, y = plan.tensor(node.inputs[0]), plan.tensor(node.outputs[0])
     kind = "ReduceMean" if node.op == "GlobalAveragePool" else "ReduceMax"
-    reduce(plan, x, y, tuple(range(2, len(x.shape))), REDUCTIONS[kind], {"op": node.op})
+    conversion = Conversion.of(node, x.dtype)
+    reduce(plan, x, y, tuple(range(2, len(x.shape))), REDUCTIONS[kind], {"op": node.op}, conversion)

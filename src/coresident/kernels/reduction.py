@@ -16,6 +16,7 @@ from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
 from coresident.graph.operators.reduction import reduced_axes
 from coresident.kernels.arguments import element_0, operand
+from coresident.kernels.conversion import Conversion
 from coresident.kernels.layout import Layout
 from coresident.kernels.lines import Line, Lines
 from coresident.kernels.lowering import Plan, Tensor, lowers
@@ -173,40 +174,51 @@ def check(x: Tensor, floats_only: bool) -> Type:
 
 
 def reduce(
-    plan: Plan, x: Tensor, y: Tensor, axes: Sequence[int], reduction: Reduction, info: dict[str, Any]
+    plan: Plan,
+    x: Tensor,
+    y: Tensor,
+    axes: Sequence[int],
+    reduction: Reduction,
+    info: dict[str, Any],
+    conversion: Conversion | None = None,
 ) -> None:
     """Add the step of a reduction.
 
     Args:
-        x, y: of one dtype; y has the axes with size 1, or not at all.
+        x, y: of one dtype, but for a conversion; y has the axes with size 1, or not at all.
         axes: reduced, counted from the front.
-        reduction: what it is.
+        reduction: what it is; one that commutes with a factor, if there is a conversion.
         info: for `analyze`; kernel and bytes are added.
+        conversion: what is done to elements as they are loaded, and to results as they are stored.
 
     Raises:
         UnsupportedModel: there is no such reduction of this dtype.
     """
-    scalar, dtype = check(x, reduction.floats_only), x.dtype
+    check(x, reduction.floats_only)
+    conversion = conversion or Conversion(x.dtype)
+    dtype = conversion.computed
+    scalar = of_dtype(dtype)
     source, target = x.layout, spread(y, x, axes)
     count = math.prod(x.shape[d] for d in axes)
-    if reduction.ignores_zeros:
+    if reduction.ignores_zeros and not conversion.zero_point:
         source = with_zeros(source, axes)
         if source is not x.layout:
             target = target.view(source.shape, (*target.strides[:-2], 0, 0), 0)
-    lines = Lines.of(plan.target, scalar, (source, target), axes)
+    lines = replace(Lines.of(plan.target, scalar, (source, target), axes), stored=of_dtype(x.dtype))
     f = kernel(plan.target, f"reduce_{info['op'].lower()}")
     pointers = [element_0(f, 0, x), element_0(f, 1, y)]
-    kinds = [scalar, scalar]
+    kinds = [of_dtype(x.dtype), of_dtype(y.dtype)]
     neutral = reduction.neutral(dtype)
 
     def combine(a: Value, b: Value) -> Value:
         return reduction.combine(f, a, b, dtype)
 
     def prepare(value: Value) -> Value:
-        return reduction.prepare(f, value, dtype)
+        return reduction.prepare(f, conversion.entered(f, value), dtype)
 
     def finish(value: Value) -> Value:
-        return reduction.finish(f, value, dtype, count)
+        result = reduction.finish(f, value, dtype, count)
+        return conversion.left(f, result if conversion.scale == 1 else result * conversion.scale)
 
     def one(line: Line) -> None:
         total = line.partial(prepare, combine, neutral)
@@ -231,7 +243,7 @@ def reduce(
     elif tasks:
         lines.emit(f, tasks, pointers, one, kinds)
     how = "across lines" if lines.across else "groups of lines" if grouped else "along lines"
-    moved = (x.layout.elements + y.layout.elements) * dtype.itemsize
+    moved = x.layout.elements * x.dtype.itemsize + y.layout.elements * y.dtype.itemsize
     details = {**info, "kernel": f"reduction, {how}", "bytes": moved}
     plan.step(f, [operand(x), operand(y)], tasks, reads=[x], writes=[y], info=details)
 

@@ -21,6 +21,7 @@ from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
 from coresident.graph.operators.resize import AxisResize, resize_axes
 from coresident.kernels.arguments import element_0, operand
+from coresident.kernels.conversion import Conversion
 from coresident.kernels.lowering import Operand, Plan, Tensor, lowers
 from coresident.kernels.vectors import load_first, pieces, share, store_first, unravel
 
@@ -31,7 +32,8 @@ Array = np.ndarray[Any, Any]
 def resize(node: Node, plan: Plan) -> None:
     source, y = plan.tensor(node.inputs[0]), plan.tensor(node.outputs[0])
     nearest = node.get("mode", "nearest") == "nearest"
-    if source.dtype == np.float16 or (not nearest and source.dtype.kind != "f"):
+    conversion = Conversion.of(node, source.dtype)
+    if source.dtype == np.float16 or (not nearest and conversion.computed.kind != "f"):
         raise UnsupportedModel(
             f"a resize of {source.dtype}; float32 and float64 are supported, integers by mode nearest",
             shape=source.shape,
@@ -40,17 +42,17 @@ def resize(node: Node, plan: Plan) -> None:
     rank = len(source.shape)
     if rank == 0 or source.layout.strides[-1] == 1 or source.shape[-1] == 1:
         x = source
-    elif rank > 2 and source.dtype == np.float32:
+    elif rank > 2 and source.dtype in (np.float32, np.uint8, np.int8):
         x = plan.planar(node.inputs[0])
     else:
         x = plan.contiguous(node.inputs[0])
-    job = Job.of(
-        x, y, axes, float(node.get("extrapolation_value", 0.0)), plan.target.lanes(of_dtype(x.dtype))
-    )
+    full = of_dtype(conversion.computed).by(plan.target.lanes(of_dtype(conversion.computed)))
+    outside = float(node.get("extrapolation_value", 0.0))
+    job = Job.of(x, y, axes, outside, full.lanes, conversion)
     f = kernel(plan.target, "resize")
     rows = math.prod(y.shape[:-1]) if y.layout.elements else 0
     tasks = pieces(plan.threads, rows, rows * job.row_cost)
-    emitter = _Emitter(f, job, of_dtype(x.dtype).by(plan.target.lanes(of_dtype(x.dtype))), plan)
+    emitter = _Emitter(f, job, full, plan)
     if tasks:
         emitter.emit(tasks)
     plan.step(
@@ -63,7 +65,7 @@ def resize(node: Node, plan: Plan) -> None:
             "op": node.op,
             "kernel": f"resize, {job.columns_by}",
             "tile": node.get("mode", "nearest"),
-            "bytes": (x.layout.elements + y.layout.elements) * x.dtype.itemsize,
+            "bytes": x.layout.elements * x.dtype.itemsize + y.layout.elements * y.dtype.itemsize,
         },
     )
 
@@ -113,6 +115,8 @@ class Job:
         columns: how the last dimension changes, if it does.
         periodic: its pattern, if it has one.
         outside: the value of outputs outside the input.
+        lanes: of a vector that is computed with.
+        conversion: what is done to elements as they are loaded, and to results as they are stored.
     """
 
     x: Tensor
@@ -122,14 +126,22 @@ class Job:
     periodic: Periodic | None
     outside: float
     lanes: int
+    conversion: Conversion
 
     @staticmethod
-    def of(x: Tensor, y: Tensor, axes: Sequence[AxisResize], outside: float, lanes: int) -> Job:
+    def of(
+        x: Tensor,
+        y: Tensor,
+        axes: Sequence[AxisResize],
+        outside: float,
+        lanes: int,
+        conversion: Conversion,
+    ) -> Job:
         last = len(x.shape) - 1
         rows = tuple(a for a in axes if a.axis != last)
         columns = next((a for a in axes if a.axis == last), None)
         periodic = Periodic.of(columns, x.shape[-1]) if columns is not None and y.layout.elements else None
-        return Job(x, y, rows, columns, periodic, outside, lanes)
+        return Job(x, y, rows, columns, periodic, outside, lanes, conversion)
 
     @property
     def combinations(self) -> list[tuple[int, ...]]:
@@ -167,6 +179,7 @@ class _Emitter:
 
     def __init__(self, f: Function, job: Job, full: Type, plan: Plan) -> None:
         self.f, self.job, self.full, self.plan = f, job, full, plan
+        self.stored = of_dtype(job.x.dtype)
         self.tables: list[Operand] = []
         self.width, self.columns = job.x.shape[-1], job.y.shape[-1]
         reach = job.periodic.reach if job.periodic is not None else 0
@@ -183,7 +196,8 @@ class _Emitter:
         steps = [job.x.layout.strides[a.axis] for a in job.rows]
         places = [self._table((a.indices * s).astype(np.int64)) for a, s in zip(job.rows, steps)]
         weighted = job.blends
-        weights = [self._table(a.weights.astype(job.x.dtype)) if weighted else None for a in job.rows]
+        computed = job.conversion.computed
+        weights = [self._table(a.weights.astype(computed)) if weighted else None for a in job.rows]
         outsides = [self._table(a.outside.astype(np.int32)) if a.outside.any() else None for a in job.rows]
         self._begin_columns()
         changed = {a.axis for a in job.rows}
@@ -192,7 +206,7 @@ class _Emitter:
         first, last = share(f, math.prod(job.y.shape[:-1]), tasks)
         with f.loop(first, last) as row:
             at_x, at_y, *index = unravel(f, row, job.y.shape[:-1], kept, job.y.layout.strides[:-1], *digits)
-            x, y = f.offset(px, at_x, self.full.scalar), f.offset(py, at_y, self.full.scalar)
+            x, y = f.offset(px, at_x, self.stored), f.offset(py, at_y, of_dtype(job.y.dtype))
             flags = [f.load(I32, o, i).differs(0) for o, i in zip(outsides, index) if o is not None]
             sources = self._sources(x, index, places, weights)
             if not flags:
@@ -216,7 +230,7 @@ class _Emitter:
             address, weight = x, None
             for axis, i, place, table, tap in zip(self.job.rows, index, places, weights, combination):
                 at = i * axis.indices.shape[1] + tap
-                address = f.offset(address, f.load(I64, place, at), self.full.scalar)
+                address = f.offset(address, f.load(I64, place, at), self.stored)
                 if table is not None:
                     own = f.load(self.full.scalar, table, at)
                     weight = own if weight is None else weight * own
@@ -225,7 +239,9 @@ class _Emitter:
 
     def _load(self, source: Value, column: Value | int, count: int) -> Value:
         whole = count == self.full.lanes or self.job.x.layout.slack >= self.full.lanes
-        return load_first(self.f, self.full, source, column, self.full.lanes if whole else count)
+        kind = self.stored.by(self.full.lanes)
+        loaded = load_first(self.f, kind, source, column, self.full.lanes if whole else count)
+        return self.job.conversion.entered(self.f, loaded)
 
     def _blended(
         self, sources: Sequence[tuple[Value, Value | None]], column: Value | int, count: int
@@ -253,6 +269,10 @@ class _Emitter:
 
     def _store(self, value: Value, y: Value, column: Value, count: int) -> None:
         stride = self.job.y.layout.strides[-1] if self.columns > 1 else 1
+        conversion = self.job.conversion
+        if conversion.scale != 1:
+            value = value * conversion.scale
+        value = conversion.left(self.f, value)
         store_first(self.f, value, y, column * stride if stride != 1 else column, count, stride)
 
     def _fill(self, y: Value) -> None:
@@ -272,7 +292,8 @@ class _Emitter:
             return np.ascontiguousarray(full.reshape(-1, lanes, taps).swapaxes(1, 2))
 
         self._places = self._table(by_vector(job.columns.indices).astype(np.int32))
-        self._weights = self._table(by_vector(job.columns.weights).astype(job.x.dtype)) if taps > 1 else None
+        weights = by_vector(job.columns.weights).astype(job.conversion.computed)
+        self._weights = self._table(weights) if taps > 1 else None
         outside = job.columns.outside
         self._outside = self._table(np.pad(outside, (0, lanes)).astype(np.int32)) if outside.any() else None
 
@@ -287,7 +308,7 @@ class _Emitter:
             self._grow(lambda column, distance, count: self._blended(sources, column, count), y)
             return
         row = sources[0][0]
-        if job.blends or job.periodic is not None:
+        if job.blends or job.periodic is not None or job.conversion.zero_point is not None:
             row = f.offset(f["scratch"], self.margin, self.full.scalar)
             self._vectors(self.width, lambda c, count: f.store(self._blended(sources, c, count), row, c))
         if job.periodic is None:

@@ -46,6 +46,8 @@ def _plain(view: View, node: Node) -> Patch | None:
             constants[plain] = np.zeros((), dtype)
         elif known is not None:
             constants[plain] = _parameter(node, data, known)
+        elif node.get("block_size"):
+            nodes += _repeated(view, node, name, plain, constants)
         else:
             constants[f"{plain}.shape"] = np.array(_shape(node, data, view.shape(name)), np.int64)
             nodes.append(Node("Reshape", (name, f"{plain}.shape"), (plain,), {}, node.name))
@@ -60,14 +62,29 @@ def _plain(view: View, node: Node) -> Patch | None:
 
 
 def _shape(node: Node, data: tuple[int, ...], parameter: tuple[int, ...]) -> tuple[int, ...]:
-    if node.get("block_size"):
-        raise UnsupportedModel(
-            "scales of blocks that are computed while the network runs; only constants",
-            node=node.name,
-            op=node.op,
-        )
     shape = parameter_shape(node, data, parameter)
     return (1, *shape) if len(shape) == 1 < len(data) else shape
+
+
+def _repeated(view: View, node: Node, name: str, target: str, constants: dict[str, Array]) -> list[Node]:
+    """The nodes that repeat a computed parameter for each element of its blocks."""
+    data, parameter = view.shape(node.inputs[0]), view.shape(name)
+    axis, block = int(node.get("axis", 1)) % len(data), int(node.attributes["block_size"])
+    before, after = parameter[: axis + 1], parameter[axis + 1 :]
+    steps = (
+        ("Reshape", (*before, 1, *after)),
+        ("Expand", (*before, block, *after)),
+        ("Reshape", (*before[:-1], before[-1] * block, *after)),
+    )
+    nodes: list[Node] = []
+    for i, (op, shape) in enumerate(steps):
+        constants[f"{target}.shape{i}"] = np.array(shape, np.int64)
+        nodes.append(Node(op, (name, f"{target}.shape{i}"), (f"{target}.step{i}",), {}, node.name))
+        name = f"{target}.step{i}"
+    ends = {"starts": 0, "ends": data[axis], "axes": axis}
+    constants |= {f"{target}.{what}": np.array([number], np.int64) for what, number in ends.items()}
+    nodes.append(Node("Slice", (name, *(f"{target}.{what}" for what in ends)), (target,), {}, node.name))
+    return nodes
 
 
 def _parameter(node: Node, data: tuple[int, ...], parameter: Array) -> Array:

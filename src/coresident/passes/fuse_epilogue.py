@@ -20,6 +20,7 @@ import numpy as np
 from coresident.graph.expression import Expression
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operator import Array
+from coresident.passes.fuse_elementwise import is_byte_function
 from coresident.passes.fused import Fused
 from coresident.passes.patch import Pass, Patch, View, rewrite
 
@@ -91,6 +92,8 @@ def _absorb(view: View, host: Node, residuals: int) -> Patch | str:
     step = Fused.of(reader)
     if step is None:
         return "its reader is not element-wise"
+    if is_byte_function(view, reader):
+        return "a table is faster"
     if not _keeps(view, host, result, reader.outputs[0]):
         return "the shape or type changes"
     epilogue = _epilogue(host)

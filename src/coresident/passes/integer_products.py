@@ -144,8 +144,8 @@ def _matrix(view: View, node: Node) -> Patch | str | None:
         return "its first operand is not quantised, per tensor and with constant parameters"
     transposed = node.op == "Gemm" and bool(node.get("transB", 0))
     rank = len(view.shape(node.inputs[1]))
-    if rank < 2:
-        return "its second operand is a vector"
+    if rank != 2:
+        return "its second operand is not one matrix"
     found = _weights(view, node.inputs[1], 0 if transposed else rank - 1)
     if isinstance(found, str):
         return found

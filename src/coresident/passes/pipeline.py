@@ -51,6 +51,7 @@ PASSES: tuple[Pass, ...] = (
     merge_scales.PASS,
     convert_inside.PASS,
     fuse_elementwise.DEQUANTIZE,
+    fuse_elementwise.BYTE_FUNCTIONS,
     fuse_epilogue.PASS,
     fuse_elementwise.PASS,
 )
