@@ -83,6 +83,41 @@ def test_random_convolutions_at_other_widths(seed: int, target: str) -> None:
     check_node(node, feeds, constants, target=target, tolerance=0)
 
 
+def _transposed(seed: int) -> tuple[Node, dict[str, Array], dict[str, Array]]:
+    rng = np.random.default_rng(seed)
+    rank = int(rng.choice([1, 2, 2, 3]))
+    shuffle = rng.random() < 0.4
+    strides = tuple(int(s) for s in rng.integers(1, 4, rank)) if not shuffle else (2,) * rank
+    kernel = strides if shuffle else tuple(int(k) for k in rng.integers(1, 5, rank))
+    pads = (
+        (0,) * 2 * rank
+        if shuffle
+        else tuple(int(p) for p in rng.integers(0, 2, 2 * rank) * (min(kernel) > 2))
+    )
+    group, per_group = int(rng.choice([1, 1, 2])), int(rng.integers(1, 8))
+    inputs = group * int(rng.integers(1, 12))
+    spatial = tuple(int(s) for s in rng.choice([2, 5, 8, 9, 17], rank))
+    x_type, w_type = rng.choice([np.uint8, np.int8], 2)
+    constants = {"w": _bytes(rng, w_type, (inputs, per_group, *kernel))}
+    if rng.random() < 0.5:
+        constants["wz"] = _bytes(rng, w_type, () if rng.random() < 0.5 else (group * per_group,))
+    if rng.random() < 0.7:
+        constants["xz"] = _bytes(rng, x_type, ())
+    if rng.random() < 0.7:
+        constants["b"] = rng.integers(-10000, 10000, group * per_group).astype(np.int32)
+    names = ("x", "w", *(name if name in constants else "" for name in ("xz", "wz", "b")))
+    attributes = {"strides": strides, "pads": pads, "group": group, "kernel_shape": kernel}
+    x = _bytes(rng, x_type, (int(rng.integers(1, 3)), inputs, *spatial))
+    return Node("ConvTransposeInteger", names, ("y",), attributes, "transposed"), {"x": x}, constants
+
+
+@pytest.mark.parametrize("target", [*TARGETS, "4 lanes"])
+@pytest.mark.parametrize("seed", range(15))
+def test_random_transposed_convolutions(seed: int, target: str) -> None:
+    node, feeds, constants = _transposed(seed)
+    check_node(node, feeds, constants, target=target, threads=1 + seed % 2, tolerance=0)
+
+
 @pytest.mark.parametrize("value", [-128, 127])
 def test_the_largest_products_do_not_overflow(value: int) -> None:
     w = np.full((9, 70, 3, 3), value, np.int8)

@@ -103,7 +103,7 @@ def convolution(node: Node, plan: Plan) -> None:
     dot = Dot.of(plan.target)
     split = weights.reshape(groups, outputs // groups, inputs, taps)
     info = describe(node, shape, weights, out, epilogue)
-    places = Places(
+    places = Places.of(
         window(node, plan.graph),
         source.layout,
         out.layout,

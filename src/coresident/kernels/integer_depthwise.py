@@ -41,7 +41,7 @@ class _Tiles:
     @staticmethod
     def of(p: Places, vectors: int) -> _Tiles:
         spatial, strides = p.out.shape[2:], p.source.strides[2:]
-        steps = [s * t for s, t in zip(strides, p.window.strides)]
+        steps = [s * t for s, t in zip(strides, p.steps)]
         columns = [steps, *p.columns]
         if p.flat:
             length = sum((size - 1) * s for size, s in zip(spatial, strides)) + 1
@@ -82,9 +82,9 @@ def emit(
     multiplier = channels // node.get("group", 1)
     extras = tuple(t.layout for t in epilogue.tensors)
     w = geometry.window(node, plan.graph)
-    places = Places(w, source.layout, out.layout, extras, words)
+    places = Places.of(w, source.layout, out.layout, extras, words)
     strides = source.layout.strides
-    taps = [sum(a * s for a, s in zip(position, strides[2:])) for position in places.positions()]
+    taps = [sum(a * s for a, s in zip(position, strides[2:])) for position in places.positions]
     machine = cost.Machine.of(target)
 
     def cycles(vectors: int) -> float:

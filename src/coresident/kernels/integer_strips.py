@@ -64,13 +64,15 @@ class Places:
     """Where a convolution reads and writes.
 
     Args:
-        window: of the convolution.
-        source: layout of the input, with the window's halo.
+        positions: of each tap, relative to the output pixel times the stride.
+        steps: input pixels from one output pixel to the next, one a spatial dimension.
+        source: layout of the input, with as much halo as the taps reach.
         out, extras: layouts of the output and of further operands of its shape.
         lanes: pixels of a vector.
     """
 
-    window: Window
+    positions: tuple[tuple[int, ...], ...]
+    steps: tuple[int, ...]
     source: Layout
     out: Layout
     extras: tuple[Layout, ...]
@@ -91,19 +93,19 @@ class Places:
             return layout.slack >= self.lanes and all(a == b for a, b, size in pairs if size > 1)
 
         return (
-            all(s == 1 for s in self.window.strides)
+            all(s == 1 for s in self.steps)
             and self.source.strides[-1] == 1
             and all(map(same, (self.out, *self.extras)))
         )
 
-    def positions(self) -> list[tuple[int, ...]]:
-        """Of each tap, relative to the output pixel times the stride."""
-        w = self.window
-        ranges = map(range, w.kernel)
-        return [
+    @staticmethod
+    def of(w: Window, source: Layout, out: Layout, extras: tuple[Layout, ...], lanes: int) -> Places:
+        """Of a convolution with this window."""
+        positions = tuple(
             tuple(i * d - b for i, d, b in zip(p, w.dilations, w.pads_begin))
-            for p in itertools.product(*ranges)
-        ]
+            for p in itertools.product(*map(range, w.kernel))
+        )
+        return Places(positions, w.strides, source, out, extras, lanes)
 
 
 def _odd_lines(pixels: int) -> int:
@@ -129,7 +131,7 @@ def flat_strips(p: Places, vectors: int, together: int) -> Strips:
     vectors = min(vectors, length // p.lanes)
     width = vectors * p.lanes
     starts = _starts(length, width)
-    taps = [sum(a * s for a, s in zip(position, strides)) for position in p.positions()]
+    taps = [sum(a * s for a, s in zip(position, strides)) for position in p.positions]
     together = _evenly(len(starts), together)
     clusters: list[list[int]] = []
     for tap in sorted(set(taps)):
@@ -200,14 +202,14 @@ def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
     Returns:
         None where the output's rows have too small gaps for that, or operands differ in them.
     """
-    w, rank, spatial = p.window, len(p.out.shape) - 2, p.out.shape[2:]
+    rank, spatial = len(p.out.shape) - 2, p.out.shape[2:]
     if rank < 2 or p.out.strides[-1] != 1 or not all(e.slack >= p.lanes for e in (p.out, *p.extras)):
         return None
     pitch = p.out.strides[-2]
     if any(c[-2:] != p.out.strides[-2:] for c in p.columns):
         return None
-    strides, positions = p.source.strides[2:], p.positions()
-    across, down = (_Axis.of([a[d] for a in positions], w.strides[d]) for d in (-1, -2))
+    strides, positions = p.source.strides[2:], p.positions
+    across, down = (_Axis.of([a[d] for a in positions], p.steps[d]) for d in (-1, -2))
     if any(spatial[-1] + across.extent(phase) > pitch for phase in across.phases):
         return None
     length = -(-((spatial[-2] - 1) * pitch + spatial[-1]) // p.lanes) * p.lanes
@@ -233,9 +235,9 @@ def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
         # The last row is followed by what a tile reads beyond it.
         at += -(-((most + down.extent(key[1])) * pitch + width) // p.lanes) * p.lanes
     taps = tuple(
-        base[a[:-2], a[-2] % w.strides[-2], a[-1] % w.strides[-1]]
-        + (a[-2] // w.strides[-2] - down.low[a[-2] % w.strides[-2]]) * pitch
-        + (a[-1] // w.strides[-1] - across.low[a[-1] % w.strides[-1]])
+        base[a[:-2], a[-2] % p.steps[-2], a[-1] % p.steps[-1]]
+        + (a[-2] // p.steps[-2] - down.low[a[-2] % p.steps[-2]]) * pitch
+        + (a[-1] // p.steps[-1] - across.low[a[-1] % p.steps[-1]])
         for a in positions
     )
     runs: list[tuple[int, int, int]] = []
@@ -244,7 +246,7 @@ def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
     tiles: list[tuple[int, ...]] = []
     packed = 0
     for index in itertools.product(*map(range, spatial[:-2])):
-        plane = sum(i * s * t for i, s, t in zip(index, w.strides, strides))
+        plane = sum(i * s * t for i, s, t in zip(index, p.steps, strides))
         places = [sum(a * b for a, b in zip(index, c)) for c in p.columns]
         for first, end, top, bottom in spans:
             count = bottom - top
@@ -252,16 +254,16 @@ def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
                 begin = len(runs)
                 for (tap, phase, column), place in base.items():
                     line = sum(t * s for t, s in zip(tap, strides))
-                    left = (across.low[column] * w.strides[-1] + column) * strides[-1]
+                    left = (across.low[column] * p.steps[-1] + column) * strides[-1]
                     for row in range(count + down.extent(phase)):
-                        above = ((row + down.low[phase]) * w.strides[-2] + phase) * strides[-2]
+                        above = ((row + down.low[phase]) * p.steps[-2] + phase) * strides[-2]
                         runs.append(
                             (line + above + left, place + row * pitch, spatial[-1] + across.extent(column))
                         )
                 known[count] = (begin, len(runs))
             begin = len(tiles)
             tiles += [(start - top * pitch, *(q + start for q in places)) for start in starts[first:end]]
-            strips.append((*known[count], begin, len(tiles), plane + top * w.strides[-2] * strides[-2]))
+            strips.append((*known[count], begin, len(tiles), plane + top * p.steps[-2] * strides[-2]))
             packed += sum(run[2] for run in runs[slice(*known[count])])
     return Strips(
         np.array(runs, np.int32),
@@ -269,7 +271,7 @@ def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
         np.array(tiles, np.int32),
         taps,
         _odd_lines(at),
-        w.strides[-1] * strides[-1],
+        p.steps[-1] * strides[-1],
         vectors,
         p.lanes,
         True,
@@ -284,19 +286,19 @@ def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
         rows: output rows of a strip.
         pieces: tiles of a row that are one strip's; all, if a strip has several rows.
     """
-    w, rank = p.window, len(p.out.shape) - 2
+    rank = len(p.out.shape) - 2
     spatial = p.out.shape[2:]
     height, columns = (spatial[-2] if rank > 1 else 1), spatial[-1]
     outer_sizes = spatial[:-2]
     strides = p.source.strides[2:]
-    row_stride, row_step = (strides[-2], w.strides[-2]) if rank > 1 else (0, 1)
+    row_stride, row_step = (strides[-2], p.steps[-2]) if rank > 1 else (0, 1)
     vectors = min(vectors, -(-columns // p.lanes))
     width = vectors * p.lanes
     starts = _starts(columns, width)
     pieces = len(starts) if rows > 1 else min(pieces, len(starts))
     rows = _evenly(height, rows)
-    positions = p.positions()
-    across = _Axis.of([a[-1] for a in positions], w.strides[-1])
+    positions = p.positions
+    across = _Axis.of([a[-1] for a in positions], p.steps[-1])
     down = _Axis.of([a[-2] if rank > 1 else 0 for a in positions], row_step)
     outer = sorted({a[:-2] for a in positions})
     widest = max(
@@ -317,9 +319,9 @@ def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
     taps = tuple(
         row_base[a[:-2], (a[-2] if rank > 1 else 0) % row_step]
         + ((a[-2] if rank > 1 else 0) // row_step - down.low[(a[-2] if rank > 1 else 0) % row_step]) * pitch
-        + column_base[a[-1] % w.strides[-1]]
-        + a[-1] // w.strides[-1]
-        - across.low[a[-1] % w.strides[-1]]
+        + column_base[a[-1] % p.steps[-1]]
+        + a[-1] // p.steps[-1]
+        - across.low[a[-1] % p.steps[-1]]
         for a in positions
     )
 
@@ -330,7 +332,7 @@ def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
             for row in range(count + down.extent(phase)):
                 line = plane + ((row + down.low[phase]) * row_step + phase) * row_stride
                 for column in across.phases:
-                    first = (across.low[column] * w.strides[-1] + column) * strides[-1]
+                    first = (across.low[column] * p.steps[-1] + column) * strides[-1]
                     place = base + row * pitch + column_base[column]
                     found.append((line + first, place, covered + across.extent(column)))
         return found
@@ -341,7 +343,7 @@ def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
     tiles: list[tuple[int, ...]] = []
     packed = 0
     for index in itertools.product(*map(range, outer_sizes)):
-        plane = sum(i * s * t for i, s, t in zip(index, w.strides, strides))
+        plane = sum(i * s * t for i, s, t in zip(index, p.steps, strides))
         for top in range(0, height, rows):
             count = min(rows, height - top)
             for first in range(0, len(starts), pieces):
@@ -352,7 +354,7 @@ def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
                     begin = len(runs)
                     runs += listed(count, covered)
                     known[count, covered] = (begin, len(runs))
-                base = plane + top * row_step * row_stride + left * w.strides[-1] * strides[-1]
+                base = plane + top * row_step * row_stride + left * p.steps[-1] * strides[-1]
                 begin = len(tiles)
                 for row in range(top, top + count):
                     place = (*index, row) if rank > 1 else ()
@@ -368,7 +370,7 @@ def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
         np.array(tiles, np.int32),
         taps,
         _odd_lines(at),
-        w.strides[-1] * strides[-1],
+        p.steps[-1] * strides[-1],
         vectors,
         min(rest, p.lanes),
         False,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from coresident.codegen.builder import Value, kernel, word
-from coresident.codegen.types import F32, I64
+from coresident.codegen.types import F32, I64, of_dtype
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
 from coresident.graph.operators.windows import TransposedWindow
@@ -29,7 +29,7 @@ from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Plan, Tensor, lowers
 
 
-def _taps(w: TransposedWindow, dimension: int, phase: int) -> list[tuple[int, int]]:
+def taps_of(w: TransposedWindow, dimension: int, phase: int) -> list[tuple[int, int]]:
     """(kernel position, input pixel relative to q) of the taps that reach a phase of one dimension."""
     s, d, pad = w.strides[dimension], w.dilations[dimension], w.pads_begin[dimension]
     return [
@@ -54,22 +54,19 @@ def transposed(node: Node, plan: Plan) -> None:
         raise UnsupportedModel("a transposed convolution can't add a tensor as it stores")
     rank = len(spatial)
     phases = list(itertools.product(*map(range, w.strides)))
-    reach = [[t for p in range(w.strides[d]) for _, t in _taps(w, d, p)] or [0] for d in range(rank)]
     sizes = tuple(-(-o // s) for o, s in zip(spatial, w.strides))
-    halo = tuple(
-        (max(0, -min(r)), max(0, size - 1 + max(r) - (i - 1))) for r, size, i in zip(reach, sizes, x_spatial)
-    )
+    halo = reach_of(w, sizes, x_spatial)
     x = plan.planar(node.inputs[0], halo)
     split = weights.reshape(groups, inputs, per_group, *weights.shape[2:]).swapaxes(1, 2)
     full_bias = np.zeros(groups * per_group, np.float32) if bias is None else bias
-    if _is_pixel_shuffle(w, spatial, x_spatial):
+    if is_pixel_shuffle(w, spatial, x_spatial):
         choice = _merged_choice(plan, x, split, out, w, epilogue)
         if not _sparse_phases_win(plan, x, split, out, choice.cycles, epilogue):
             _emit_merged(node, plan, x, split, full_bias, out, w, epilogue, choice)
             return
-    planes = _phase_planes(plan, x, (out.shape[0], out.shape[1], len(phases), *sizes))
+    planes = phase_planes(plan, x, (out.shape[0], out.shape[1], len(phases), *sizes), out.dtype)
     for index, phase in enumerate(phases):
-        per_dimension = [_taps(w, d, p) for d, p in enumerate(phase)]
+        per_dimension = [taps_of(w, d, p) for d, p in enumerate(phase)]
         positions = list(itertools.product(*per_dimension))
         taps = tuple(
             sum(t * s for (_, t), s in zip(position, x.layout.strides[2:])) for position in positions
@@ -95,16 +92,31 @@ def transposed(node: Node, plan: Plan) -> None:
         info = direct.describe(node, shape, part, out, epilogue)
         last = index == len(phases) - 1
         direct.emit(plan, g, shape, part, full_bias, target, epilogue, info, barrier=last)
-    _interleave(plan, planes, out, w.strides, phases)
+    interleave(plan, planes, out, w.strides, phases)
 
 
-def _is_pixel_shuffle(w: TransposedWindow, spatial: Sequence[int], x_spatial: Sequence[int]) -> bool:
+def reach_of(
+    w: TransposedWindow, sizes: Sequence[int], x_spatial: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """What all phases read around the input.
+
+    Args:
+        sizes: of a phase's output.
+    """
+    found = []
+    for d, (size, inputs) in enumerate(zip(sizes, x_spatial)):
+        reach = [t for p in range(w.strides[d]) for _, t in taps_of(w, d, p)] or [0]
+        found.append((max(0, -min(reach)), max(0, size - 1 + max(reach) - (inputs - 1))))
+    return tuple(found)
+
+
+def is_pixel_shuffle(w: TransposedWindow, spatial: Sequence[int], x_spatial: Sequence[int]) -> bool:
     """Whether windows meet without overlapping: every phase is then a 1x1 convolution of the same pixel."""
     covers = all(o == i * s for o, i, s in zip(spatial, x_spatial, w.strides))
     return w.kernel == w.strides and w.strides[-1] == 2 and covers and not any(w.pads_begin)
 
 
-def _as_channels(split: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def as_channels(split: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """[groups, outputs, inputs, kernel...] -> [groups, outputs * phases, inputs, 1], phases fastest."""
     groups, outputs, inputs = split.shape[:3]
     flat = split.reshape(groups, outputs, inputs, -1)
@@ -133,7 +145,7 @@ def _merged_shape(x: Tensor, rows: np.ndarray[Any, Any]) -> Shape:
 def _merged_choice(
     plan: Plan, x: Tensor, split: np.ndarray[Any, Any], out: Tensor, w: TransposedWindow, epilogue: Epilogue
 ) -> dense.Choice:
-    shape = _merged_shape(x, _as_channels(split))
+    shape = _merged_shape(x, as_channels(split))
     return dense.choose(plan, _point(x), shape, _coarse(out, w), epilogue, merged=True)
 
 
@@ -143,7 +155,7 @@ def _sparse_phases_win(
     """Whether skipping zeros phase by phase, and interleaving the phases after, is faster than `cycles`."""
     if not plan.sparse or np.count_nonzero(split) == split.size:
         return False
-    rows = _as_channels(split)
+    rows = as_channels(split)
     phases = rows.shape[1] // split.shape[1]
     one = rows.reshape(split.shape[0], split.shape[1], phases, -1, 1)[:, :, 0]
     planes = Layout.planar(
@@ -167,7 +179,7 @@ def _emit_merged(
     choice: dense.Choice,
 ) -> None:
     """All phases as channels of one 1x1 convolution, which interleaves them as it stores."""
-    rows = _as_channels(split)
+    rows = as_channels(split)
     shape = _merged_shape(x, rows)
     info = direct.describe(node, shape, rows, out, epilogue)
     merged = tuple(zip(w.strides[:-1], out.layout.strides[2:-1]))
@@ -176,7 +188,7 @@ def _emit_merged(
     dense_code.emit(plan, _point(x), shape, choice, rows, repeated, target, epilogue, info, merged=merged)
 
 
-def _phase_planes(plan: Plan, x: Tensor, shape: Sequence[int]) -> Tensor:
+def phase_planes(plan: Plan, x: Tensor, shape: Sequence[int], dtype: np.dtype[Any]) -> Tensor:
     """A temporary [N][C][phases][spatial...] with the input's gaps between rows where it is large enough
     for that."""
     spatial = shape[3:]
@@ -185,7 +197,9 @@ def _phase_planes(plan: Plan, x: Tensor, shape: Sequence[int]) -> Tensor:
     if any(size > have for size, have in zip(spatial, x.shape[2:])):
         strides = [math.prod(spatial[d + 1 :]) for d in range(len(spatial))]
     span = sum((size - 1) * s for size, s in zip(spatial, strides)) + 1
-    plane = (-(-(span + lanes) // 16) | 1) * 16
+    line = 64 // dtype.itemsize
+    lanes = max(lanes, 32 // dtype.itemsize)
+    plane = (-(-(span + lanes) // line) | 1) * line
     n, c, p = shape[:3]
     layout = Layout(
         tuple(shape),
@@ -195,17 +209,18 @@ def _phase_planes(plan: Plan, x: Tensor, shape: Sequence[int]) -> Tensor:
         ((0, 0),) * len(shape),
         lanes,
     )
-    return plan.temporary(layout, np.float32)
+    return plan.temporary(layout, dtype)
 
 
-def _interleave(
+def interleave(
     plan: Plan, x: Tensor, y: Tensor, strides: Sequence[int], phases: Sequence[tuple[int, ...]]
 ) -> None:
     """Put the phases [N][C][phases][spatial...] together into [N][C][spatial...]; one task an output
     plane."""
     f = kernel(plan.target, "phase_merge")
-    lanes, rank = plan.target.lanes(F32), len(strides)
-    vector = F32.by(lanes)
+    element = of_dtype(y.dtype)
+    lanes, rank = min(plan.target.lanes(element), 16), len(strides)
+    vector = element.by(lanes)
     source, target = word(f, 0), word(f, 1)
     batch, channel = f["task"] / y.shape[1], f["task"] % y.shape[1]
     from_plane = batch * x.layout.strides[0] + channel * x.layout.strides[1]
@@ -227,7 +242,7 @@ def _interleave(
         with f.loop(done.get(), -(-width // stride)) as q:
             for p, at in enumerate(starts):
                 with f.when(q * stride + p < width):
-                    f.store(f.load(F32, source, at + q), target, at_out + q * stride + p)
+                    f.store(f.load(element, source, at + q), target, at_out + q * stride + p)
 
     def rows(d: int, at_in: Value, at_out: Value, outer: tuple[int, ...]) -> None:
         if d == rank - 1:
@@ -250,5 +265,5 @@ def _interleave(
         tasks=y.shape[0] * y.shape[1],
         reads=[x],
         writes=[y],
-        info={"op": "Copy", "kernel": "phase merge", "bytes": 8 * y.layout.elements},
+        info={"op": "Copy", "kernel": "phase merge", "bytes": 2 * y.dtype.itemsize * y.layout.elements},
     )
