@@ -134,6 +134,20 @@ def statically_quantised(folder: Path, form: str, activations: str, weights: str
     return target.read_bytes()
 
 
+def dynamically_quantised(folder: Path) -> bytes:
+    """`floats` through ONNX Runtime's tool, scales of activations computed while the network runs."""
+    from onnxruntime import quantization
+
+    source, target = folder / "floats.onnx", folder / "quantised.onnx"
+    source.write_bytes(floats())
+    logging.disable(logging.WARNING)
+    try:
+        quantization.quantize_dynamic(source, target, weight_type=quantization.QuantType.QUInt8)
+    finally:
+        logging.disable(logging.NOTSET)
+    return target.read_bytes()
+
+
 def with_quantised_weights_in_floats() -> bytes:
     """As NNCF and SparseML export: weights are floats that the graph quantises, biases stay floats, the
     result is not quantised."""

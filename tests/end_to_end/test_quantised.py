@@ -82,6 +82,15 @@ def test_statically_quantised(
     check(model, exactly=form == "QOperator")
 
 
+def test_dynamically_quantised(tmp_path: Path) -> None:
+    model = quantised.dynamically_quantised(tmp_path)
+    assert quantised.products([node.op for node in optimised(model).nodes]) == (7, 0)
+    x = quantised.picture(99)
+    got = Session(model, threads=2, cache=False).run(None, {"x": x})
+    for mine, other in zip(got, theirs(model, x, as_written=True)):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-5 * np.abs(other).max())
+
+
 def test_weights_that_the_graph_quantises() -> None:
     model = quantised.with_quantised_weights_in_floats()
     assert quantised.products([node.op for node in optimised(model).nodes]) == (4, 0)

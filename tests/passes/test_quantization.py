@@ -211,12 +211,20 @@ def test_weights_that_are_quantised_in_the_graph() -> None:
         ("float input", "its input is not quantised"),
         ("float weights", "its weights are not quantised"),
         ("input channels", "other axes"),
+        ("scales of channels", "one scale and one zero point"),
+        ("words", "quantised to uint16"),
+        ("computed scale", "that the network computes"),
     ],
 )
 def test_what_stays_in_floats_says_why(case: str, reason: str) -> None:
     net = QuantisedNet()
     x = net.input(1, 3, 6, 6)
     data = x if case == "float input" else net.qdq(x)
+    if case == "words":
+        data = net.qdq(x, dtype="uint16")
+    if case in ("scales of channels", "computed scale"):
+        scale = net.input(1) if case == "computed scale" else net.constant([0.1, 0.2, 0.3])
+        data = net("DequantizeLinear", net.input(1, 3, 6, 6, dtype="uint8"), scale)
     axis = 1 if case == "input channels" else 0
     weights = net.random(4, 3, 3, 3) if case == "float weights" else net.weights(4, 3, 3, 3, axis=axis)
     after = whole(net.graph(net.qdq(net("Conv", data, weights))))
@@ -227,6 +235,15 @@ def test_float_networks_have_no_remarks() -> None:
     net = Net()
     graph = net.graph(net("Conv", net.input(1, 3, 6, 6), net.random(4, 3, 3, 3)))
     assert integer_products.PASS.run(graph) is graph
+
+
+def test_a_normalisation_behind_a_product_is_one_scale_and_one_shift() -> None:
+    net = QuantisedNet()
+    y = net("Conv", net.qdq(net.input(1, 3, 6, 6)), net.weights(4, 3, 3, 3))
+    parameters = [net.random(4, low=0.5, high=2.0) for _ in range(4)]
+    y = net("Relu", net("BatchNormalization", y, *parameters))
+    after = whole(net.graph(net.q(y, 0.1, 0)), units=1)
+    assert epilogue(after, "ConvInteger") == "Cast Mul Add QuantizeLinear"
 
 
 # Movement

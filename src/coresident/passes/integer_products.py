@@ -17,7 +17,14 @@ from coresident.graph.graph import Graph, Node
 from coresident.graph.numpy_math import NumpyMath
 from coresident.graph.operator import Array
 from coresident.passes.patch import Pass, Patch, View, rewrite
-from coresident.passes.quantization import Quantised, along, byte_tensor, dequantised, spread_behind
+from coresident.passes.quantization import (
+    Quantised,
+    along,
+    byte_tensor,
+    dequantised,
+    not_bytes,
+    spread_behind,
+)
 
 _SAME_SCALE = 1e-6
 """Relative difference of scales that were rounded on different ways."""
@@ -27,7 +34,7 @@ def _weights(view: View, name: str, axis: int) -> tuple[Quantised, Array, Array]
     """Constant bytes, with scale and zero point as [] or one number an element of `axis`; or why not."""
     found = dequantised(view, name)
     if found is None:
-        return "its weights are not quantised with constant parameters"
+        return f"its weights are {not_bytes(view, name)}"
     array = view.constant(found.source)
     if array is None or found.dtype not in (np.uint8, np.int8):
         return "its weights are not constant bytes"
@@ -87,7 +94,7 @@ def _convolution(view: View, node: Node) -> Patch | str | None:
         return None
     x = byte_tensor(view, node.inputs[0])
     if x is None:
-        return "its input is not quantised, per tensor and with constant parameters"
+        return f"its input is {not_bytes(view, node.inputs[0])}"
     found = _weights(view, node.inputs[1], 0 if node.op == "Conv" else 1)
     if isinstance(found, str):
         return found
@@ -141,7 +148,7 @@ def _matrix(view: View, node: Node) -> Patch | str | None:
         return None
     a = byte_tensor(view, node.inputs[0])
     if a is None:
-        return "its first operand is not quantised, per tensor and with constant parameters"
+        return f"its first operand is {not_bytes(view, node.inputs[0])}"
     transposed = node.op == "Gemm" and bool(node.get("transB", 0))
     rank = len(view.shape(node.inputs[1]))
     if rank != 2:

@@ -6,6 +6,9 @@
    Relu, LeakyRelu, Clip, Max and Min, average pools and linear Resizes; all but DequantizeLinear are read by
    nothing else.
 
+2. A Mul by constants of a Mul by constants of a Cast, all but the last read by nothing else, becomes one: the
+   scale of a product of integers, and that of a normalisation behind it.
+
 What runtimes compute for QLinear operators is the product with such a quotient; the result differs from that
 of a division where that lies within a rounding error of a tie.
 """
@@ -119,4 +122,29 @@ def _merge(view: View, node: Node) -> Patch | None:
     return Patch((node,), (*division.add, quantize), division.constants)
 
 
-PASS = pattern_pass("merge_scales", _merge)
+def _factors(view: View, node: Node) -> tuple[str, Array] | None:
+    """What a Mul by a constant multiplies, and the constant."""
+    if node.op != "Mul":
+        return None
+    for value, other in (node.inputs, node.inputs[::-1]):
+        constant = view.constant(other)
+        if constant is not None and constant.dtype == np.float32 and view.constant(value) is None:
+            return value, constant
+    return None
+
+
+def _product_of_products(view: View, node: Node) -> Patch | None:
+    outer = _factors(view, node)
+    inner_node = None if outer is None else view.maker(outer[0])
+    inner = None if inner_node is None else _factors(view, inner_node)
+    if outer is None or inner is None or view.sole_reader(outer[0]) is not node:
+        return None
+    cast = view.maker(inner[0])
+    if cast is None or cast.op != "Cast" or view.shape(inner[0]) != view.shape(node.outputs[0]):
+        return None
+    both = view.fresh(f"{node.outputs[0]}.factor")
+    product = Node("Mul", (inner[0], both), node.outputs, {}, node.name)
+    return Patch((node,), (product,), {both: np.asarray(inner[1] * outer[1])})
+
+
+PASS = pattern_pass("merge_scales", _product_of_products, _merge)

@@ -79,6 +79,19 @@ def byte_tensor(view: View, name: str) -> Quantised | None:
     return found if found is not None and found.per_tensor and found.dtype in BYTES else None
 
 
+def not_bytes(view: View, name: str) -> str:
+    """Why a value is not `byte_tensor`, as what it is."""
+    maker = view.maker(name)
+    if maker is None or maker.op != "DequantizeLinear":
+        return "not quantised"
+    found = dequantised(view, name)
+    if found is None:
+        return "quantised with parameters that the network computes, or that are not float32"
+    if found.dtype not in BYTES:
+        return f"quantised to {found.dtype}"
+    return "not quantised with one scale and one zero point"
+
+
 def along(constant: Array, rank: int, axis: int, size: int) -> Array | None:
     """A constant that varies along one axis at most, as [] or [size]; None where it varies otherwise."""
     if constant.size == 1:
