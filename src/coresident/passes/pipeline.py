@@ -18,11 +18,13 @@ from coresident.passes import (
     remove_identities,
     share_duplicates,
     sink_transposes,
+    widen_half,
 )
 from coresident.passes.patch import Pass
 from coresident.passes.verify import verify as check
 
 PASSES: tuple[Pass, ...] = (
+    widen_half.PASS,
     fold_constants.PASS,
     expand.PASS,
     remove_identities.PASS,
