@@ -190,10 +190,9 @@ def test_unsupported_operators_are_told_at_once(
     refused(tmp_path / "m.onnx", content, UnsupportedModel, match)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float16"])
-def test_types_that_are_not_supported(tmp_path: Path, dtype: str) -> None:
-    content = model(node("Conv", "x", "w"), inputs={"x": X.astype(dtype)}, w=WEIGHTS.astype(dtype))
-    error = refused(tmp_path / "m.onnx", content, UnsupportedModel, f"{dtype}; float32 is supported")
+def test_types_that_are_not_supported(tmp_path: Path) -> None:
+    content = model(node("Conv", "x", "w"), inputs={"x": X.astype(np.float64)}, w=WEIGHTS.astype(np.float64))
+    error = refused(tmp_path / "m.onnx", content, UnsupportedModel, "float64; float32 is supported")
     assert (error.node, error.op) == ("the y", "Conv")
 
 

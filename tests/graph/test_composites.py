@@ -120,6 +120,26 @@ def test_unpooling() -> None:
     check_operator("MaxUnpool", [x, indices], attributes)
 
 
+@pytest.mark.parametrize(
+    ("equation", "shapes"),
+    [
+        ("bnc,bmc->bnm", [(2, 3, 5), (2, 4, 5)]),
+        ("bhwc,hkc->bhwk", [(2, 3, 4, 5), (3, 6, 5)]),
+        ("bij->bji", [(2, 3, 4)]),
+        ("bij->b", [(2, 3, 4)]),
+        ("ij,jk", [(3, 4), (4, 5)]),
+        ("i,j->ij", [(3,), (4,)]),
+        ("i,i->", [(7,), (7,)]),
+        ("...ij,...jk->...ik", [(2, 3, 4, 5), (2, 3, 5, 6)]),
+        ("ij,jk,kl->il", [(2, 3), (3, 4), (4, 5)]),
+        ("bchw,bkhw->bkc", [(2, 3, 4, 5), (2, 6, 4, 5)]),
+        ("ab,cd->dbca", [(2, 3), (4, 5)]),
+    ],
+)
+def test_einsum(equation: str, shapes: list[tuple[int, ...]]) -> None:
+    check_operator("Einsum", [normal(*shape) for shape in shapes], {"equation": equation})
+
+
 MASKS: list[tuple[dict[str, Any], Any]] = [
     ({}, None),
     ({"is_causal": 1}, None),
@@ -147,6 +167,8 @@ def test_attention(attributes: dict[str, Any], mask: Any, heads: int) -> None:
         ("GridSample", [(1, 1, 4, 4), (2, 3, 3, 2)], {}, "grid must be"),
         ("GridSample", [(1, 1, 4, 4), (1, 3, 3, 2)], {"mode": "best"}, "mode 'best'"),
         ("RoiAlign", [(1, 1, 4, 4), (2, 5), (2,)], {}, "rois must be"),
+        ("Einsum", [(2, 3), (3, 4)], {"equation": "ij,j->i"}, "not for 2 dimensions"),
+        ("Einsum", [(2, 3)], {"equation": "ij->k"}, "no input has"),
         ("Attention", [(1, 2, 3, 4), (1, 3, 3, 4), (1, 3, 3, 4)], {}, "do not divide"),
     ],
 )

@@ -23,11 +23,13 @@ from coresident.passes import (
     remove_identities,
     share_duplicates,
     sink_transposes,
+    widen_half,
 )
 from coresident.passes.patch import Pass
 from coresident.passes.verify import verify as check
 
 PASSES: tuple[Pass, ...] = (
+    widen_half.PASS,
     expand_quantization.PASS,
     fold_constants.ARITHMETIC,
     remove_identities.PASS,
