@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from support import EMIT_TARGETS, RUN_TARGETS, TARGETS, WIDTHS, check_node, graph_of, run_graph
 
+from coresident.codegen.integers import Dot
 from coresident.codegen.target import NAMED
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operator import evaluate
+from coresident.kernels import integer_panel
 from coresident.schedule.planner import Planner
 
 Array = np.ndarray[Any, Any]
@@ -81,6 +84,25 @@ def test_random_convolutions(seed: int, target: str) -> None:
 def test_random_convolutions_at_other_widths(seed: int, target: str) -> None:
     node, feeds, constants = _case(seed)
     check_node(node, feeds, constants, target=target, tolerance=0)
+
+
+@pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("seed", range(200, 220))
+def test_channels_in_the_lanes(seed: int, held: bool, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products that are added at once, and such that leave out what does not fit 16 bits."""
+    dots = [dot for dot in Dot.all((RUN_TARGETS | WIDTHS)[target]) if dot.held is held]
+    if not dots:
+        pytest.skip("no such products here")
+    choose = integer_panel._choose
+
+    def forced(*arguments: Any) -> integer_panel.Choice | None:
+        choice = choose(*arguments)
+        return replace(choice, cycles=0.0) if choice is not None and arguments[-1] in dots else None
+
+    monkeypatch.setattr(integer_panel, "_choose", forced)
+    node, feeds, constants = _case(seed)
+    check_node(node, feeds, constants, target=target, threads=1 + seed % 2, tolerance=0)
 
 
 def _transposed(seed: int) -> tuple[Node, dict[str, Array], dict[str, Array]]:

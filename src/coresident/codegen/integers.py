@@ -69,6 +69,16 @@ class Dot:
         best = Dot.of(target)
         return [best, Dot("vpmaddwd", 2, False, 1, False, -255, 255)] if best.held else [best]
 
+    @property
+    def instructions(self) -> tuple[int, int]:
+        """Multiplications of one product that is added by itself, and all its arithmetic."""
+        return {"vpmaddubsw": (2, 3), "vpmaddwd": (1, 2), "smull": (2, 5)}.get(self.name, (1, 1))
+
+    @property
+    def arithmetic(self) -> int:
+        """Instructions of `depth` products that are added together."""
+        return 2 * self.depth + 1 if self.held else self.depth * self.instructions[1]
+
     def add(self, f: Function, total: Value, quads: Sequence[Value], weights: Sequence[Value]) -> Value:
         """A sum of 32-bit lanes plus the products of some vectors of quads with weights, `depth` at most.
 

@@ -90,6 +90,23 @@ def dense_tile(
     return depth * max(fma, load, issue, latency, far) * slow + 40 + rows * vectors * 2.5
 
 
+def panel_products(machine: Machine, vectors: int, pixels: int, products: int, instructions: int) -> float:
+    """Cycles in which `vectors` vectors of weights meet so many broadcast elements of bytes.
+
+    Args:
+        products, instructions: of a vector and an element: multiplications, and all arithmetic.
+    """
+    count = vectors * pixels
+    load = (vectors + pixels) / machine.loads
+    return max(products * count / machine.fmas, integer_issue(machine, instructions * count), load)
+
+
+def integer_issue(machine: Machine, instructions: int) -> float:
+    """Cycles for so many integer vector instructions: three a cycle where two multiply-adds are, although
+    there are four pipes (measured on Zen 3)."""
+    return instructions / (1.55 * machine.fmas)
+
+
 def panel_strip(machine: Machine, vectors: int, pixels: int, depth: float, blocks: int) -> float:
     """Cycles for one strip of pixels and one panel of `vectors` vectors of output channels, `depth` products
     deep.

@@ -11,7 +11,14 @@ from coresident.codegen.integers import Dot
 from coresident.codegen.types import I32
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Graph, Node
-from coresident.kernels import cost, integer_code, integer_depthwise, integer_stream
+from coresident.kernels import (
+    cost,
+    integer_code,
+    integer_depthwise,
+    integer_panel,
+    integer_panel_code,
+    integer_stream,
+)
 from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import is_depthwise, window
 from coresident.kernels.integer_code import Choice
@@ -22,6 +29,10 @@ from coresident.kernels.lowering import Plan, Tensor, lowers
 MOST_VECTORS = {1: 10, 2: 6, 4: 2}
 """Vectors of a tile at most, for so many channels that share their loads, with 16 registers: beside the sums,
 products, weights and activations need some."""
+
+
+STREAM_MARGIN = 1.3
+"""Measured over modelled cycles of a stream of entries, relative to those of panels."""
 
 
 def halo(node: Node, graph: Graph) -> tuple[tuple[int, int], ...]:
@@ -119,6 +130,10 @@ def convolution(node: Node, plan: Plan) -> None:
         integer_depthwise.emit(node, plan, source, flat, start, out, epilogue, info)
         return
     choice = choose(plan, shape, split, places)
+    panels = integer_panel.choose(plan, shape, split, places)
+    if panels is not None and panels.cycles < STREAM_MARGIN * choice.cycles:
+        integer_panel_code.emit(plan, source, shape, panels, split, start, out, epilogue, info)
+        return
     integer_code.emit(plan, source, shape, choice, split, start, out, epilogue, info)
 
 
@@ -194,6 +209,7 @@ def _cycles(
     loads = dot.depth * (vectors * (1.75 if unaligned else 1.0) + shared + 1) / machine.loads
     products = (dot.depth + (1 if dot.held else 0)) * vectors * shared / machine.fmas
     issue = (2 * dot.depth * vectors * shared + dot.depth * (vectors + 2 + shared)) / (machine.issue + 1)
+    issue = max(issue, cost.integer_issue(machine, dot.arithmetic * vectors * shared))
     together = tiles / len(strips.strips)
     # What is read again and again: a tile's or the whole strip's pixels, and the stream or a row of it.
     tile_bytes = 4 * elements * strips.vectors * plan.target.lanes(I32) * max(1, len(strips.taps)) ** 0.5

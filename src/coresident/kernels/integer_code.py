@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from coresident.codegen import integers
-from coresident.codegen.builder import Function, Value, Variable, kernel, word
+from coresident.codegen.builder import Value, Variable, kernel
 from coresident.codegen.integers import Dot
-from coresident.codegen.types import I8, I16, I32, I64
-from coresident.kernels import geometry
+from coresident.codegen.types import I16, I32, I64
+from coresident.kernels import integer_frame
 from coresident.kernels.frame import Shape
 from coresident.kernels.integer_epilogue import IntegerEpilogue, IntegerOutput
+from coresident.kernels.integer_frame import IntegerFrame
 from coresident.kernels.integer_stream import UNROLL, pack, step_bytes
 from coresident.kernels.integer_strips import Strips
 from coresident.kernels.lowering import Plan, Tensor
-from coresident.kernels.tiling import Cut, Part
+from coresident.kernels.tiling import Cut
 
 
 @dataclass(frozen=True)
@@ -70,30 +70,15 @@ class _Code:
     """The kernel under construction.
 
     Args:
-        function: it.
-        x: address of the picture's and group's pixel 0.
-        words: addresses of the tables: strips, tiles, runs; and of the bias.
+        frame: its arguments and its part of the work.
         stream, rows: of the group's part of the rows.
-        output: stores results; its channels count from the picture's first.
-        channel_base: first output channel of the group.
-        flip: whether bytes of the input change their sign bit as they are packed.
+        wide: whether offsets in the stream are of 32 bits.
     """
 
-    function: Function
-    shape: Shape
+    frame: IntegerFrame
     choice: Choice
-    channel_stride: int
-    x: Value
-    strips: Value
-    tiles: Value
-    runs: Value
-    bias: Value
     stream: Value
     rows: Value
-    output: IntegerOutput
-    channel_base: Value
-    part: Part
-    flip: bool
     wide: bool
 
     @property
@@ -101,75 +86,29 @@ class _Code:
         return self.choice.dot
 
     @property
-    def elements(self) -> int:
-        return -(-self.shape.inputs // self.dot.channels)
+    def output(self) -> IntegerOutput:
+        return self.frame.output
 
-    def all(self) -> None:
-        """The task's strips."""
-        f = self.function
-        with f.loop(self.part.first_tile, self.part.end_tile) as strip:
-            first_run, end_run, first, end, base = (
-                f.convert(f.load(I32, self.strips, strip * 5 + i), I64) for i in range(5)
-            )
-            self._pack(first_run, end_run, base)
-            count = self.part.end_row - self.part.first_row
-            if self.choice.rows_first:
-                position = f.var(self.stream)
-                with f.loop(0, count) as r:
-                    self._row(first, end, r, position)
-            else:
-                with f.loop(first, end) as tile:
-                    position = f.var(self.stream)
-                    with f.loop(0, count) as r:
-                        self._row(tile, tile + 1, r, position)
-
-    def _pack(self, first: Value, end: Value, base: Value) -> None:
-        """Interleave the strip's input, an element's channels at a time."""
-        f, s, size = self.function, self.choice.strips, self.dot.channels
-        width = f.target.lanes(I8)
-        while width > 8 and width // 2 >= s.longest:
-            width //= 2
-        if s.step > 2:
-            width = 8
-        with f.loop(0, self.elements) as quad:
-            channels = [
-                f.offset(
-                    self.x, f.minimum(quad * size + k, self.shape.inputs - 1) * self.channel_stride + base
-                )
-                for k in range(size)
-            ]
-            target = f.offset(f["scratch"], quad * s.span, 4)
-            with f.loop(first, end) as run:
-                source, place, length = (
-                    f.convert(f.load(I32, self.runs, run * 3 + i), I64) for i in range(3)
-                )
-                begin = f.offset(target, place, 4)
-                with f.loop(0, length, width) as at:
-                    rows = [self._pixels(channel, source + at * s.step, width) for channel in channels]
-                    vectors = integers.interleaved(f, rows)
-                    for i, vector in enumerate(vectors):
-                        f.store(vector, begin, at + i * vector.type.lanes)
-
-    def _pixels(self, channel: Value, at: Value, width: int) -> Value:
-        f, step = self.function, self.choice.strips.step
-        kind = I8.by(width)
-        if step == 1:
-            pixels = f.load(kind, channel, at)
-        elif step == 2:
-            pair = [f.load(kind, channel, at + half * width) for half in (0, 1)]
-            pixels = f.shuffle(pair[0], pair[1], range(0, 2 * width, 2))
-        else:
-            pixels = f.constant(0, kind)
-            for lane in range(width):
-                pixels = f.insert(pixels, f.load(I8, channel, at + lane * step), lane)
-        return pixels ^ -128 if self.flip else pixels
+    def tiles(self, first: Value, end: Value) -> None:
+        """The task's rows over the tiles first..end of a strip."""
+        f, part = self.frame.function, self.frame.part
+        count = part.end_row - part.first_row
+        if self.choice.rows_first:
+            position = f.var(self.stream)
+            with f.loop(0, count) as r:
+                self._row(first, end, r, position)
+            return
+        with f.loop(first, end) as tile:
+            position = f.var(self.stream)
+            with f.loop(0, count) as r:
+                self._row(tile, tile + 1, r, position)
 
     def _row(self, first: Value, end: Value, r: Value, position: Variable) -> None:
         """The channels of row `r` of the task, over the tiles first..end of the strip."""
-        f, choice = self.function, self.choice
+        f, choice = self.frame.function, self.choice
         vectors, kind = choice.strips.vectors, I32.by(self.output.lanes)
         described = f.offset(self.rows, r * 2, I32)
-        channel = self.channel_base + f.convert(f.load(I32, described), I64)
+        channel = self.frame.channel_base + f.convert(f.load(I32, described), I64)
         steps = f.convert(f.load(I32, described, 1), I64)
         channels = [channel + s for s in range(choice.shared)]
         begin = position.get()
@@ -177,7 +116,8 @@ class _Code:
             x, offsets = self._place(tile)
             position.set(begin)
             totals = [
-                [f.var(f.splat(f.load(I32, self.bias, c), kind)) for _ in range(vectors)] for c in channels
+                [f.var(f.splat(f.load(I32, self.frame.bias, c), kind)) for _ in range(vectors)]
+                for c in channels
             ]
             for c in channels:
                 self.output.prefetch(f, c, vectors, offsets)
@@ -188,15 +128,15 @@ class _Code:
 
     def _place(self, tile: Value) -> tuple[Value, list[Value]]:
         """Where a tile's packed input is, and its offsets in the output and in other tensors."""
-        f, columns = self.function, 2 + len(self.output.epilogue.tensors)
-        found = [f.convert(f.load(I32, self.tiles, tile * columns + i), I64) for i in range(columns)]
+        f, columns = self.frame.function, 2 + len(self.output.epilogue.tensors)
+        found = [f.convert(f.load(I32, self.frame.tiles, tile * columns + i), I64) for i in range(columns)]
         return f.offset(f["scratch"], found[0], 4), found[1:]
 
     def _steps(
         self, x: Value, position: Variable, count: Value, totals: Sequence[Sequence[Variable]]
     ) -> None:
         """Add `count` steps of the stream to the totals, and move the position past them."""
-        f = self.function
+        f = self.frame.function
         size = step_bytes(self.dot.depth, self.choice.shared, self.wide)
         unroll = UNROLL // self.dot.depth
 
@@ -215,7 +155,7 @@ class _Code:
             part //= 2
 
     def _step(self, x: Value, at: Value, totals: Sequence[Sequence[Variable]]) -> None:
-        f, dot, shared = self.function, self.dot, self.choice.shared
+        f, dot, shared = self.frame.function, self.dot, self.choice.shared
         lanes = self.output.lanes
         kind = I32.by(lanes)
         offset = I32 if self.wide else I16
@@ -254,70 +194,23 @@ def emit(
     """
     f = kernel(plan.target, "conv_integer")
     s, dot = choice.strips, choice.dot
-    lanes = plan.target.lanes(I32)
     row_count = shape.outputs // choice.shared
     work = divided(len(s.strips), shape.batch * shape.groups, row_count, plan.threads, choice.cycles)
-    total = -(-shape.inputs // dot.channels)
-    wide = total * s.span > 1 << 16
+    wide = -(-shape.inputs // dot.channels) * s.span > 1 << 16
     packed = pack(weights, s.taps, s.span, dot, choice.shared, work, wide)
     parts = packed.starts.shape[1]
-    x, y, bias_at, strips, tiles, runs, stream, rows, starts = (word(f, i) for i in range(9))
-    extra = [word(f, 9 + i) for i in range(epilogue.words)]
-    masked = s.flat and any(map(any, out.layout.halo))
-    mask = word(f, 9 + epilogue.words) if masked else None
-    part = work.part(f)
-    picture, group = part.picture / shape.groups, part.picture % shape.groups
-    tensors = (out, *epilogue.tensors)
-    strides = source.layout.strides
-    output = IntegerOutput(
-        epilogue,
-        tuple(t.dtype for t in tensors),
-        tuple(
-            f.offset(pointer, picture * (t.layout.strides[0] * t.dtype.itemsize))
-            for pointer, t in zip((y, *extra), tensors)
-        ),
-        tuple(extra[len(epilogue.tensors) :]),
-        tuple(t.layout.strides[1] for t in tensors),
-        mask,
-        out.layout.fill,
-        lanes,
-    )
+    frame = IntegerFrame.open(f, source, shape, s, dot, work, out, epilogue, own=3)
+    stream, rows, starts = frame.own
     code = _Code(
-        function=f,
-        shape=shape,
-        choice=choice,
-        channel_stride=strides[1],
-        x=f.offset(x, picture * strides[0] + group * (shape.inputs * strides[1])),
-        strips=strips,
-        tiles=tiles,
-        runs=runs,
-        bias=bias_at,
-        stream=f.offset(stream, f.load(I64, starts, group * parts + part.row_part)),
-        rows=f.offset(rows, (group * row_count + part.first_row) * 2, I32),
-        output=output,
-        channel_base=group * shape.outputs,
-        part=part,
-        flip=(source.dtype == np.int8) != dot.signed,
-        wide=wide,
+        frame,
+        choice,
+        f.offset(stream, f.load(I64, starts, frame.group * parts + frame.part.row_part)),
+        f.offset(rows, (frame.group * row_count + frame.part.first_row) * 2, I32),
+        wide,
     )
-    plan.scratch(4 * (total * s.span + 2 * plan.target.lanes(I8)))
-    code.all()
-    operands = [
-        source.address,
-        out.address,
-        plan.constant(bias),
-        plan.constant(s.strips),
-        plan.constant(s.tiles),
-        plan.constant(s.runs),
-        plan.constant(packed.stream),
-        plan.constant(packed.rows),
-        plan.constant(packed.starts),
-        *epilogue.operands(plan),
-    ]
-    if masked:
-        length = int(s.tiles[:, 1].max()) + s.vectors * lanes
-        real = geometry.border_mask(out.layout.strides[2:], out.shape[2:], length)
-        operands.append(plan.constant(real.astype(np.dtype(f"int{8 * out.dtype.itemsize}"))))
+    plan.scratch(frame.packed_bytes)
+    frame.each_strip(code.tiles)
+    own = (packed.stream, packed.rows, packed.starts)
     dense = math.isclose(info["sparsity"], 0, abs_tol=0.02)
     details = {
         **info,
@@ -328,5 +221,6 @@ def emit(
     }
     if not dense:
         details["pattern"] = "blocks of 4 input channels"
+    words = integer_frame.operands(plan, source, s, out, epilogue, bias, own)
     reads = [source, *epilogue.tensors]
-    plan.step(f, operands, work.tasks, reads=reads, writes=[out], barrier=barrier, info=details)
+    plan.step(f, words, work.tasks, reads=reads, writes=[out], barrier=barrier, info=details)

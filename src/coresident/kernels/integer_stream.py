@@ -66,7 +66,7 @@ def entries(weights: Array, shared: int, dot: Dot) -> Entries:
     while len(row):
         part = np.clip(left, dot.low, dot.high)
         if dot.held:
-            part = _safe(part)
+            part = safe_products(part)
         found.append(Entries(row, column, part))
         left = left - part
         more = (left != 0).any(axis=(1, 2))
@@ -82,7 +82,7 @@ def entries(weights: Array, shared: int, dot: Dot) -> Entries:
     )
 
 
-def _safe(weights: Array) -> Array:
+def safe_products(weights: Array) -> Array:
     """The weights, less what makes two neighbours of the same sign sum to more than 16 bits can hold."""
     pairs = weights.reshape(-1, 2)
     result = pairs.copy()
@@ -244,4 +244,15 @@ def count(weights: Array, dot: Dot, shared: int, sample: int = 64) -> tuple[floa
     return float(counts.mean() * rows), min(rows, len(np.unique(counts)) * 1.5)
 
 
-__all__ = ["UNROLL", "Packed", "count", "entries", "pack", "pair", "step_bytes"]
+__all__ = [
+    "UNROLL",
+    "Entries",
+    "Packed",
+    "count",
+    "elements",
+    "entries",
+    "pack",
+    "pair",
+    "safe_products",
+    "step_bytes",
+]

@@ -378,6 +378,42 @@ def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
     )
 
 
+def row_chunks(p: Places, rows: int) -> Strips:
+    """Strips of whole rows, each row one tile; where that is possible the input keeps its gaps as it is
+    packed."""
+    vectors = -(-p.out.shape[-1] // p.lanes)
+    if len(p.out.shape) != 4 or any(s != 1 for s in p.steps) or p.source.strides[-1] != 1:
+        return row_strips(p, vectors, rows, 1 << 30)
+    height, width = p.out.shape[2:]
+    pitch = p.source.strides[-2]
+    rows = _evenly(height, rows)
+    taps = [a * pitch + b for a, b in p.positions]
+    low = min(taps)
+    reach = max(taps) - low
+    tops = range(0, height, rows)
+    counts = [min(rows, height - top) for top in tops]
+    lengths = [(count - 1) * pitch + width + reach for count in counts]
+    runs = [(low, 0, length) for length in sorted(set(lengths))]
+    index = {length: i for i, (_, _, length) in enumerate(runs)}
+    strips = [
+        (index[length], index[length] + 1, top, top + count, top * pitch)
+        for top, count, length in zip(tops, counts, lengths)
+    ]
+    tiles = [(row % rows * pitch, *(row * c[0] for c in p.columns)) for row in range(height)]
+    return Strips(
+        np.array(runs, np.int32),
+        np.array(strips, np.int32),
+        np.array(tiles, np.int32),
+        tuple(tap - low for tap in taps),
+        _odd_lines(max(lengths)),
+        1,
+        vectors,
+        min(width - (vectors - 1) * p.lanes, p.lanes),
+        False,
+        sum(lengths),
+    )
+
+
 def pixels_of(p: Places) -> int:
     """Of one output plane."""
     return math.prod(p.out.shape[2:])

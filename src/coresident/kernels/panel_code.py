@@ -214,9 +214,9 @@ class _Code:
 
     def _taps(self, panel: _Panel, sums: Sequence[Sequence[Variable]], x: Value, weights: Value) -> None:
         f, vector = self.frame.function, self.frame.vector
-        colours = _colours(self.inner_taps, len(sums), self.g.step)
-        sources = [x, *(f.opaque(x) for _ in range(max(colours)))]
-        for k, (tap, colour) in enumerate(zip(self.inner_taps, colours)):
+        chosen = colours(self.inner_taps, len(sums), self.g.step)
+        sources = [x, *(f.opaque(x) for _ in range(max(chosen)))]
+        for k, (tap, colour) in enumerate(zip(self.inner_taps, chosen)):
             loaded = [
                 f.load(vector, weights, (k * panel.vectors + v) * self.lanes) for v in range(panel.vectors)
             ]
@@ -239,18 +239,18 @@ class _Code:
                     f.store(part, rows, channel * self.choice.reach)
 
 
-def _colours(taps: Sequence[int], pixels: int, step: int) -> list[int]:
+def colours(taps: Sequence[int], pixels: int, step: int) -> list[int]:
     """For each tap the address to load from, so that none loads the same pixel from the same address."""
     used: list[set[int]] = []
-    colours = []
+    chosen = []
     for tap in taps:
         read = {tap + p * step for p in range(pixels)}
         colour = next((i for i, before in enumerate(used) if not before & read), len(used))
         if colour == len(used):
             used.append(set())
         used[colour] |= read
-        colours.append(colour)
-    return colours
+        chosen.append(colour)
+    return chosen
 
 
 def transposed(f: Function, vectors: Sequence[Value]) -> list[Value]:

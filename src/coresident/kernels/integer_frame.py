@@ -1,0 +1,203 @@
+"""What all integer convolutions share around their products: the part of the work, packing, the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coresident.codegen import integers
+from coresident.codegen.builder import Function, Value, word
+from coresident.codegen.integers import Dot
+from coresident.codegen.types import I8, I32, I64
+from coresident.kernels import geometry
+from coresident.kernels.frame import Shape
+from coresident.kernels.integer_epilogue import IntegerEpilogue, IntegerOutput
+from coresident.kernels.integer_strips import Strips
+from coresident.kernels.lowering import Operand, Plan, Tensor
+from coresident.kernels.tiling import Cut, Part
+
+
+@dataclass(frozen=True)
+class IntegerFrame:
+    """The arguments of an integer convolution, read, and the part of the work that its task is.
+
+    Words of the kernel: input, output, bias, strips, tiles, runs; the kernel's own; the epilogue's; the
+    border mask if there is one.
+
+    Args:
+        function: under construction.
+        strips: the cut of the output.
+        dot: how elements are multiplied.
+        shape: what is multiplied.
+        x: address of the picture's and group's pixel 0.
+        channel_stride: elements between channels of the input.
+        strip_table, tiles, runs, bias: addresses of the tables.
+        own: the kernel's own words.
+        output: stores results; its channels count from the picture's first.
+        group: of the convolution, I64.
+        part: of the work that is the task's.
+        flip: whether bytes of the input change their sign bit as they are packed.
+    """
+
+    function: Function
+    strips: Strips
+    dot: Dot
+    shape: Shape
+    x: Value
+    channel_stride: int
+    strip_table: Value
+    tiles: Value
+    runs: Value
+    bias: Value
+    own: tuple[Value, ...]
+    output: IntegerOutput
+    group: Value
+    part: Part
+    flip: bool
+
+    @staticmethod
+    def open(
+        f: Function,
+        source: Tensor,
+        shape: Shape,
+        strips: Strips,
+        dot: Dot,
+        work: Cut,
+        out: Tensor,
+        epilogue: IntegerEpilogue,
+        own: int,
+    ) -> IntegerFrame:
+        """Begin a kernel that has `own` words of its own."""
+        x, y, bias, table, tiles, runs, *words = (word(f, i) for i in range(6 + own))
+        extra = [word(f, 6 + own + i) for i in range(epilogue.words)]
+        mask = word(f, 6 + own + epilogue.words) if _masked(strips, out) else None
+        part = work.part(f)
+        picture, group = part.picture / shape.groups, part.picture % shape.groups
+        tensors = (out, *epilogue.tensors)
+        strides = source.layout.strides
+        output = IntegerOutput(
+            epilogue,
+            tuple(t.dtype for t in tensors),
+            tuple(
+                f.offset(pointer, picture * (t.layout.strides[0] * t.dtype.itemsize))
+                for pointer, t in zip((y, *extra), tensors)
+            ),
+            tuple(extra[len(epilogue.tensors) :]),
+            tuple(t.layout.strides[1] for t in tensors),
+            mask,
+            out.layout.fill,
+            f.target.lanes(I32),
+        )
+        return IntegerFrame(
+            function=f,
+            strips=strips,
+            dot=dot,
+            shape=shape,
+            x=f.offset(x, picture * strides[0] + group * (shape.inputs * strides[1])),
+            channel_stride=strides[1],
+            strip_table=table,
+            tiles=tiles,
+            runs=runs,
+            bias=bias,
+            own=tuple(words),
+            output=output,
+            group=group,
+            part=part,
+            flip=(source.dtype == np.int8) != dot.signed,
+        )
+
+    @property
+    def channel_base(self) -> Value:
+        """First output channel of the group."""
+        return self.group * self.shape.outputs
+
+    @property
+    def elements(self) -> int:
+        """Of the input channels."""
+        return -(-self.shape.inputs // self.dot.channels)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Of scratch that a packed strip takes, and what is written beyond it."""
+        return 4 * (self.elements * self.strips.span + 2 * self.function.target.lanes(I8))
+
+    def each_strip(self, body: Callable[[Value, Value], None]) -> None:
+        """Emit the loop over the task's strips: each is packed, then the body is given its first tile and the
+        end of them."""
+        f = self.function
+        with f.loop(self.part.first_tile, self.part.end_tile) as strip:
+            first_run, end_run, first, end, base = (
+                f.convert(f.load(I32, self.strip_table, strip * 5 + i), I64) for i in range(5)
+            )
+            self._pack(first_run, end_run, base)
+            body(first, end)
+
+    def _pack(self, first: Value, end: Value, base: Value) -> None:
+        """Interleave the strip's input, an element's channels at a time."""
+        f, s, size = self.function, self.strips, self.dot.channels
+        width = f.target.lanes(I8)
+        while width > 8 and width // 2 >= s.longest:
+            width //= 2
+        if s.step > 2:
+            width = 8
+        with f.loop(0, self.elements) as quad:
+            channels = [
+                f.offset(
+                    self.x, f.minimum(quad * size + k, self.shape.inputs - 1) * self.channel_stride + base
+                )
+                for k in range(size)
+            ]
+            target = f.offset(f["scratch"], quad * s.span, 4)
+            with f.loop(first, end) as run:
+                source, place, length = (
+                    f.convert(f.load(I32, self.runs, run * 3 + i), I64) for i in range(3)
+                )
+                begin = f.offset(target, place, 4)
+                with f.loop(0, length, width) as at:
+                    rows = [self._pixels(channel, source + at * s.step, width) for channel in channels]
+                    vectors = integers.interleaved(f, rows)
+                    for i, vector in enumerate(vectors):
+                        f.store(vector, begin, at + i * vector.type.lanes)
+
+    def _pixels(self, channel: Value, at: Value, width: int) -> Value:
+        f, step = self.function, self.strips.step
+        kind = I8.by(width)
+        if step == 1:
+            pixels = f.load(kind, channel, at)
+        elif step == 2:
+            pair = [f.load(kind, channel, at + half * width) for half in (0, 1)]
+            pixels = f.shuffle(pair[0], pair[1], range(0, 2 * width, 2))
+        else:
+            pixels = f.constant(0, kind)
+            for lane in range(width):
+                pixels = f.insert(pixels, f.load(I8, channel, at + lane * step), lane)
+        return pixels ^ -128 if self.flip else pixels
+
+
+def operands(
+    plan: Plan,
+    source: Tensor,
+    strips: Strips,
+    out: Tensor,
+    epilogue: IntegerEpilogue,
+    bias: np.ndarray,
+    own: Sequence[np.ndarray],
+) -> list[Operand]:
+    """The words that `IntegerFrame.open` reads; `own` are the kernel's own tables."""
+    words: list[Operand] = [
+        source.address,
+        out.address,
+        *(plan.constant(table) for table in (bias, strips.strips, strips.tiles, strips.runs, *own)),
+        *epilogue.operands(plan),
+    ]
+    if _masked(strips, out):
+        length = int(strips.tiles[:, 1].max()) + strips.vectors * plan.target.lanes(I32)
+        real = geometry.border_mask(out.layout.strides[2:], out.shape[2:], length)
+        words.append(plan.constant(real.astype(np.dtype(f"int{8 * out.dtype.itemsize}"))))
+    return words
+
+
+def _masked(strips: Strips, out: Tensor) -> bool:
+    return strips.flat and any(map(any, out.layout.halo))

@@ -1,0 +1,153 @@
+"""Dense integer convolution whose lanes hold output channels: what `panel.py` is to floats.
+
+One element of two or four input channels is broadcast from the packed strip for each pixel. Where products
+have to fit 16 bits before they are added (vpmaddubsw), what is too large of the few weights that are is left
+out, and added from a list of its own once the sums are complete: the result is exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from coresident.codegen.integers import Dot
+from coresident.codegen.types import I32
+from coresident.kernels import cost, panel
+from coresident.kernels.frame import Shape
+from coresident.kernels.integer_stream import Entries, elements, entries, safe_products
+from coresident.kernels.integer_strips import Places, Strips, row_chunks
+from coresident.kernels.lowering import Plan
+
+Array = np.ndarray[Any, Any]
+
+_STRIP_BYTES = 160_000
+"""Of the packed input of a chunk of rows: it is read again for each panel, from L2."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to compute it, and the cycles it should take on one core.
+
+    Args:
+        strips: chunks of rows; each row is a tile.
+        dot: how elements are multiplied.
+        vectors: of output channels in a panel.
+        panels: how many there are.
+        pixels: of each piece of a row, in order: short ones first.
+        block: elements of the input channels in a block.
+        cycles: as the cost model says.
+    """
+
+    strips: Strips
+    dot: Dot
+    vectors: int
+    panels: int
+    pixels: tuple[int, ...]
+    block: int
+    cycles: float
+
+    def __str__(self) -> str:
+        return f"{max(self.pixels)} pixels x {self.vectors} vectors of channels, blocks of {self.block}"
+
+    @property
+    def most_tiles(self) -> int:
+        """Rows of the largest chunk."""
+        return int((self.strips.strips[:, 3] - self.strips.strips[:, 2]).max())
+
+
+def choose(plan: Plan, shape: Shape, weights: Array, places: Places) -> Choice | None:
+    """How to cut it; None if a weight can't be multiplied.
+
+    Args:
+        weights: [groups, outputs, inputs, taps].
+    """
+    ways = [_choose(plan, shape, weights, places, dot) for dot in Dot.all(plan.target)]
+    return min((way for way in ways if way is not None), key=lambda way: way.cycles, default=None)
+
+
+def _choose(plan: Plan, shape: Shape, weights: Array, places: Places, dot: Dot) -> Choice | None:
+    machine = cost.Machine.of(plan.target)
+    lanes, registers = plan.target.lanes(I32), plan.target.registers
+    if not dot.held and (weights.min(initial=0) < dot.low or weights.max(initial=0) > dot.high):
+        return None
+    width = places.out.shape[-1]
+    vectors = min(2 if registers == 16 else 3, -(-shape.outputs // lanes))
+    # Beside the sums there are the weights, a pixel, and products.
+    pieces = panel.divide(width, min(lanes, (registers - vectors - 2 - dot.held) // vectors))
+    count = -(-shape.inputs // dot.channels)
+    chunk = row_chunks(places, 1)
+    for rows in (56, 28, 14, 8, 7, 4, 2):
+        more = row_chunks(places, rows)
+        if 4 * more.span * count <= _STRIP_BYTES:
+            chunk = more
+            break
+    block = max(1, min(count, machine.panel_l1_bytes // (4 * vectors * lanes * shape.taps)))
+    block = -(-count // -(-count // block))
+    blocks = -(-count // block)
+    panels = -(-shape.outputs // (vectors * lanes))
+    rows, row_vectors = len(chunk.tiles), -(-width // lanes)
+    total = 0.0
+    for pixels in pieces:
+        products = cost.panel_products(machine, vectors, pixels, *dot.instructions)
+        waits = (3 * vectors * pixels + 20) * (blocks - 1)
+        total += rows * panels * (count * shape.taps * products * 1.12 + waits + 40 + 8 * vectors * pixels)
+    total += rows * shape.outputs * (12 + 7.0 * row_vectors)
+    if dot.held:
+        sample = weights[0, :: max(1, shape.outputs // 64)]
+        left = len(split(sample, dot)[1].row) / max(1, len(sample)) * shape.outputs
+        total += left * rows * (4 + 2.5 * row_vectors)
+    total += chunk.packed * count * (0.35 if chunk.step == 1 else 0.6 if chunk.step == 2 else 8.0)
+    total *= shape.batch * shape.groups
+    return Choice(chunk, dot, vectors, panels, pieces, block, total)
+
+
+def split(weights: Array, dot: Dot) -> tuple[Array, Entries]:
+    """[outputs, inputs, taps] as [outputs, elements * taps, channels of an element] of what one product can
+    multiply, and entries for the rest."""
+    whole = elements(weights, dot.channels)
+    if not dot.held:
+        return whole, entries(np.zeros_like(whole), 1, dot)
+    safe = safe_products(np.clip(whole, dot.low, dot.high))
+    return safe, entries(whole - safe, 1, dot)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Weights in the order in which the kernel meets them.
+
+    Args:
+        weights: [groups][panels][elements][taps][lanes][channels of an element], int8 or int16.
+        starts: [groups * outputs + 1] int32: where each channel's entries for the rest begin.
+        offsets: [entries] int32: packed pixels from an output pixel to what the entry reads.
+        rest: [entries][channels of an element] int8 or int16.
+    """
+
+    weights: Array
+    starts: Array
+    offsets: Array
+    rest: Array
+
+
+def pack(weights: Array, choice: Choice, lanes: int) -> Packed:
+    """Order the weights [groups, outputs, inputs, taps]."""
+    _, outputs, _, taps = weights.shape
+    size, wide = choice.dot.channels, choice.vectors * lanes
+    kind = np.int8 if size == 4 else np.int16
+    parts, counts, offsets, rest = [], [np.zeros(1, np.int64)], [], []
+    for group in weights:
+        safe, left = split(group, choice.dot)
+        padded = np.zeros((choice.panels * wide, *safe.shape[1:]), np.int16)
+        padded[:outputs] = safe
+        parts.append(padded.reshape(choice.panels, wide, -1, size).transpose(0, 2, 1, 3))
+        counts.append(np.bincount(left.row, minlength=outputs))
+        element, tap = np.divmod(left.column, taps)
+        offsets.append(element * choice.strips.span + np.array(choice.strips.taps)[tap])
+        rest.append(left.weights[:, 0])
+    return Packed(
+        np.ascontiguousarray(np.stack(parts), kind),
+        np.cumsum(np.concatenate(counts)).astype(np.int32),
+        np.concatenate(offsets).astype(np.int32),
+        np.ascontiguousarray(np.concatenate(rest), kind),
+    )
