@@ -397,6 +397,13 @@ def test_the_scale_joins_a_sum_of_dequantised_values() -> None:
     assert counts(after)["DequantizeLinear"] == 3
 
 
+def test_the_scale_joins_one_factor_of_two() -> None:
+    net = QuantisedNet()
+    a = net("Sigmoid", net.input(1, 4, 5, 5))
+    after = merged(net.graph(net.q(net("Mul", a, net.dq(net.input(1, 4, 1, 1, dtype="uint8"))), 0.07, 5)))
+    assert scales(after) == [1.0]
+
+
 def test_the_scale_stays_where_others_read_the_value() -> None:
     net = QuantisedNet()
     product = net("Mul", net.input(1, 4, 5, 5), net.constant(0.5))
