@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from support import EMIT_TARGETS, RUN_TARGETS, TARGETS, WIDTHS, check_node, graph_of, run_graph
 
-from coresident.codegen.target import NAMED
+from coresident.codegen.builder import Function, Value
+from coresident.codegen.integers import Dot
+from coresident.codegen.target import NAMED, Target
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operator import evaluate
@@ -16,7 +20,12 @@ from coresident.schedule.planner import Planner
 
 Array = np.ndarray[Any, Any]
 SIZES = (1, 5, 7, 8, 9, 15, 16, 17, 31, 33)
-INTEGER_TARGETS = EMIT_TARGETS | {name: NAMED[name] for name in ("x86-64-vnni", "aarch64-dotprod")}
+_AVX2 = NAMED["x86-64-avx2"]
+INTEGER_TARGETS: dict[str, Target] = {
+    **EMIT_TARGETS,
+    **{name: NAMED[name] for name in ("x86-64-vnni", "aarch64-dotprod")},
+    "avxvnni": replace(_AVX2, cpu="alderlake", features=_AVX2.features | {"avxvnni"}),
+}
 
 
 def _bytes(rng: np.random.Generator, dtype: Any, shape: tuple[int, ...]) -> Array:
@@ -116,6 +125,27 @@ def _transposed(seed: int) -> tuple[Node, dict[str, Array], dict[str, Array]]:
 def test_random_transposed_convolutions(seed: int, target: str) -> None:
     node, feeds, constants = _transposed(seed)
     check_node(node, feeds, constants, target=target, threads=1 + seed % 2, tolerance=0)
+
+
+class _Plain(Dot):
+    """Products that any CPU computes, in the form of vpdpbusd (unsigned activations) or sdot (signed)."""
+
+    def add(self, f: Function, total: Value, quads: Sequence[Value], weights: Sequence[Value]) -> Value:
+        for x, w in zip(quads, weights):
+            for k in range(4):
+                a, b = ((v << (24 - 8 * k)) >> 24 for v in (x, w))
+                total = total + (a if self.signed else a & 255) * b
+        return total
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("seed", range(200, 215))
+def test_forms_of_other_targets(seed: int, signed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    dot = _Plain("plain", 4, signed, 1, False, -127 if signed else -128, 127)
+    monkeypatch.setattr(Dot, "of", lambda target: dot)
+    monkeypatch.setattr(Dot, "all", lambda target: [dot])
+    for node, feeds, constants in (_case(seed), _transposed(seed)):
+        check_node(node, feeds, constants, tolerance=0)
 
 
 @pytest.mark.parametrize("value", [-128, 127])
