@@ -250,6 +250,8 @@ def check_lowering(
     wanted = evaluate(graph, dict(feeds))
     for name in graph.outputs:
         got = bench.array(bench.tensor(name))
+        for axis, _ in graph.facts[name].counts:
+            got = got[(*[slice(None)] * axis, slice(wanted[name].shape[axis]))]
         assert (got.dtype, got.shape) == (wanted[name].dtype, wanted[name].shape), hint
         np.testing.assert_allclose(
             got.astype(np.float64), wanted[name].astype(np.float64), tolerance, tolerance, err_msg=str(hint)

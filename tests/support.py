@@ -49,9 +49,17 @@ def graph_of(
 def run_graph(
     graph: Graph, feeds: Mapping[str, Array], target: Target = HOST, threads: int = 1, sparse: bool = True
 ) -> list[Array]:
-    """The outputs of a graph, compiled for a target that this machine runs."""
+    """The outputs of a graph, compiled for a target that this machine runs.
+
+    Memory holds NaN before: what is read without having been written shows.
+    """
     program = compile_graph(graph, Options(target=target, threads=threads, sparse=sparse))
     executor = Executor(program, threads)
+    context = executor._context()
+    context._memory.view[: context.job - context._memory.address] = b"\xff" * (
+        context.job - context._memory.address
+    )
+    executor._free.append(context)
     try:
         return executor.run([np.ascontiguousarray(feeds[name]) for name in graph.inputs])
     finally:

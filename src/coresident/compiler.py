@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from coresident.codegen import llvm
 from coresident.codegen.target import NAMED, Target
 from coresident.errors import InputError, ModelError, ResourceError, TargetError
 from coresident.graph.graph import Fact, Graph
+from coresident.graph.operator import Array, inputs_to_bind
 from coresident.onnx import reader
 from coresident.passes import fuse_epilogue, pipeline
 from coresident.runtime import artifact, cpu
@@ -26,13 +26,13 @@ class Model:
 
     Args:
         graph: the portable graph, free dimensions still free.
-        digest: sha256 of its content.
         path: of the file, for messages; None where the model was given as bytes.
+        bound: the inputs whose values shapes depend on (`graph.operator.inputs_to_bind`).
     """
 
     graph: Graph
-    digest: str
     path: Path | None = None
+    bound: tuple[str, ...] = ()
 
 
 def host_target() -> Target:
@@ -84,14 +84,19 @@ def load(source: str | os.PathLike[str] | bytes) -> Model:
     Raises:
         ModelError: it can't be used; says why.
     """
-    graph = reader.read(source if isinstance(source, bytes) else Path(source))
-    content = source if isinstance(source, bytes) else Path(source).read_bytes()
     path = None if isinstance(source, bytes) else Path(source)
-    return Model(graph, hashlib.sha256(content).hexdigest(), path)
+    graph = reader.read(source if isinstance(source, bytes) else Path(source))
+    return Model(graph, path, inputs_to_bind(graph))
 
 
-def bind(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
+def bind(
+    graph: Graph, shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, Array] | None = None
+) -> Graph:
     """The graph with its inputs' shapes fixed; the same free name must have one size throughout.
+
+    Args:
+        shapes: of the inputs.
+        values: of inputs that are to be constants from here on; they stay inputs, which nothing reads.
 
     Raises:
         InputError: a shape that the model does not admit.
@@ -110,7 +115,7 @@ def bind(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
             if known != have:
                 raise InputError(f"input {name!r}: {have} where the model takes {want}={known}", shape=shape)
         facts[name] = Fact(fact.dtype, tuple(shape))
-    return graph.with_(facts=facts)
+    return graph.with_(facts=facts, initializers={**graph.initializers, **(values or {})})
 
 
 def compile_graph(graph: Graph, options: Options, name: str = "") -> Program:
@@ -125,15 +130,23 @@ def compile_graph(graph: Graph, options: Options, name: str = "") -> Program:
     return program
 
 
-def compile(model: Model, shapes: Mapping[str, tuple[int, ...]], options: Options) -> Program:
+def compile(
+    model: Model,
+    shapes: Mapping[str, tuple[int, ...]],
+    options: Options,
+    values: Mapping[str, Array] | None = None,
+) -> Program:
     """Compile a model for these input shapes (inputs whose shapes are fixed may be left out).
+
+    Args:
+        values: of the inputs in `model.bound`: the program is for these alone.
 
     Raises:
         InputError: a shape that the model does not admit, or one that is missing.
         ModelError: the model contradicts itself, or needs what is not supported; names file and node.
         ResourceError: there is not enough memory.
     """
-    graph = bind(model.graph, shapes)
+    graph = bind(model.graph, shapes, values)
     try:
         return compile_graph(graph, options, model.path.name if model.path else "")
     except ModelError as error:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 Shapes = tuple[tuple[int, ...], ...]
+Binding = tuple[Shapes, tuple[bytes, ...]]
+"""What a program is compiled for: shapes of all inputs, values of those that shapes depend on."""
 
 _ORT_TYPES = {"float32": "float", "float64": "double"}
 
@@ -38,7 +40,8 @@ class NodeArg:
 
     Args:
         name: its name.
-        shape: sizes; the name of a dimension that each call may choose, None for one without a name.
+        shape: sizes; the name of a dimension that each call may choose, None for one without a name and for
+            one whose size depends on the data.
         dtype: numpy's name of its element type; "undefined", with no sizes, for an output of a model with
             free dimensions that does not declare it.
     """
@@ -54,14 +57,17 @@ class NodeArg:
 
     @staticmethod
     def of(port: Port) -> NodeArg:
-        return NodeArg(port.name, port.shape, port.dtype)
+        counted = dict(port.counts)
+        sizes = (None if axis in counted else size for axis, size in enumerate(port.shape))
+        return NodeArg(port.name, tuple(sizes), port.dtype)
 
 
 class Session:
     """A model compiled for this machine.
 
     A model whose input sizes are all fixed is compiled at once. Free dimensions take their sizes at the call,
-    and one program is kept for each set of sizes that was used lately. Safe to use from several threads.
+    and one program is kept for each set of sizes that was used lately. Inputs that shapes depend on, such as
+    the shape fed to a Reshape, count as sizes. Safe to use from several threads.
 
     Args:
         model: path or content of an ONNX model, or of a compiled artifact.
@@ -91,7 +97,7 @@ class Session:
         self.threads = threads or cpu.usable_cores().count
         self._limit = max(programs, 1)
         self._lock = threading.Lock()
-        self._executors: OrderedDict[Shapes, Executor] = OrderedDict()
+        self._executors: OrderedDict[Binding, Executor] = OrderedDict()
         source = Source.of(model)
         if artifact.is_artifact(source.content):
             if treat_zeros_as_dense:
@@ -107,13 +113,14 @@ class Session:
             self._ready(program)
             return
         self._inputs, self._outputs = self._compiler.signature()
+        self._bound = [i for i, one in enumerate(self._inputs) if one.name in self._compiler.inputs_to_bind()]
         self._dtypes = [np.dtype(one.dtype) for one in self._inputs]
         self._fixed: Executor | None = None
 
     def _ready(self, program: Program) -> None:
         """Set up for the one set of shapes that the model admits."""
         self._inputs = [NodeArg.of(port) for port in program.inputs]
-        self._outputs = [NodeArg.of(port) for port in program.outputs]
+        self._outputs = [NodeArg.of(port) for port in program.outputs if not port.hidden]
         self._dtypes = [np.dtype(one.dtype) for one in self._inputs]
         self._fixed = Executor(program, self.threads, _features())
 
@@ -203,22 +210,25 @@ class Session:
         if self._fixed is not None:
             return self._fixed
         shapes = tuple(array.shape for array in arrays)
-        executor = self._executors.get(shapes)
+        binding = (shapes, tuple(arrays[i].tobytes() for i in self._bound))
+        executor = self._executors.get(binding)
         if executor is None:
-            return self._compiled(shapes)
+            return self._compiled(binding, arrays)
         with contextlib.suppress(KeyError):  # another thread has just thrown it out
-            self._executors.move_to_end(shapes)
+            self._executors.move_to_end(binding)
         return executor
 
-    def _compiled(self, shapes: Shapes) -> Executor:
+    def _compiled(self, binding: Binding, arrays: Sequence[Array]) -> Executor:
         assert self._compiler is not None
+        shapes, _ = binding
         _check_shapes(self._inputs, shapes)
         with self._lock:
-            executor = self._executors.get(shapes)
+            executor = self._executors.get(binding)
             if executor is None:
-                program = self._compiler.bound({one.name: shape for one, shape in zip(self._inputs, shapes)})
-                executor = Executor(program, self.threads, _features())
-                self._executors[shapes] = executor
+                sizes = {one.name: shape for one, shape in zip(self._inputs, shapes)}
+                values = {self._inputs[i].name: arrays[i].copy() for i in self._bound}
+                executor = Executor(self._compiler.bound(sizes, values), self.threads, _features())
+                self._executors[binding] = executor
                 while len(self._executors) > self._limit:
                     self._executors.popitem(last=False)
             return executor
@@ -243,20 +253,26 @@ class _Compiler:
 
     def fixed(self) -> Program | None:
         """The program of a model whose input sizes are all fixed; None for other models."""
-        key = self._key(None)
+        key = self._key(None, {})
         program = self._cache.get(key)
         if program is not None:
             return program
         graph = self._loaded().graph
-        if not all(isinstance(size, int) for name in graph.inputs for size in graph.facts[name].shape):
+        if self.inputs_to_bind() or not all(
+            isinstance(size, int) for name in graph.inputs for size in graph.facts[name].shape
+        ):
             return None
-        return self._compile(key, {})
+        return self._compile(key, {}, {})
 
-    def bound(self, shapes: Mapping[str, tuple[int, ...]]) -> Program:
-        """The program for these shapes of the inputs."""
-        key = self._key({name: list(shape) for name, shape in shapes.items()})
+    def inputs_to_bind(self) -> tuple[str, ...]:
+        """The inputs whose values a program is compiled for."""
+        return self._loaded().bound
+
+    def bound(self, shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, Array]) -> Program:
+        """The program for these shapes of the inputs, and these values of those that shapes depend on."""
+        key = self._key({name: list(shape) for name, shape in shapes.items()}, values)
         program = self._cache.get(key)
-        return program if program is not None else self._compile(key, shapes)
+        return program if program is not None else self._compile(key, shapes, values)
 
     def signature(self) -> tuple[list[NodeArg], list[NodeArg]]:
         """Inputs and outputs as the model declares them."""
@@ -270,10 +286,12 @@ class _Compiler:
 
         return [described(name) for name in graph.inputs], [described(name) for name in graph.outputs]
 
-    def _compile(self, key: str, shapes: Mapping[str, tuple[int, ...]]) -> Program:
+    def _compile(
+        self, key: str, shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, Array]
+    ) -> Program:
         from coresident import compiler
 
-        program = compiler.compile(self._loaded(), shapes, self._options())
+        program = compiler.compile(self._loaded(), shapes, self._options(), values)
         if self._as_digested:
             self._cache.put(key, program)
         return program
@@ -295,12 +313,13 @@ class _Compiler:
 
         return compiler.Options(compiler.host_target(), self._threads, self._sparse)
 
-    def _key(self, shapes: Mapping[str, list[int]] | None) -> str:
+    def _key(self, shapes: Mapping[str, list[int]] | None, values: Mapping[str, Array]) -> str:
         return caches.key(
             {
                 "model": self._digest,
                 "name": self._name,
                 "shapes": shapes,
+                "values": {name: array.tobytes().hex() for name, array in values.items()},
                 "threads": self._threads,
                 "sparse": self._sparse,
                 "host": _host(),

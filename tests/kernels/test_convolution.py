@@ -4,15 +4,17 @@ differently."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
-from support import EMIT_TARGETS, HOST, TARGETS, WIDTHS, check_node, graph_of
+from support import EMIT_TARGETS, HOST, RUN_TARGETS, TARGETS, WIDTHS, check_node, graph_of, run_graph
 
 from coresident.graph.expression import Apply, Expression
-from coresident.graph.graph import Node
+from coresident.graph.graph import Fact, Node
+from coresident.graph.operator import evaluate
+from coresident.kernels import panel
 from coresident.schedule.planner import Planner
 
 SIZES = (1, 2, 5, 7, 8, 9, 13, 15, 16, 17, 31, 33)
@@ -135,6 +137,8 @@ NAMED = {
     "sparse 3x3 in several blocks": Case(1, 260, 33, (14, 14), (3, 3), (1, 1), (1,) * 4, (1, 1), density=0.1),
     "dense in several blocks": Case(1, 700, 21, (15, 15), (1, 1), (1, 1), (0,) * 4, (1, 1)),
     "dense 3x3 in several blocks": Case(2, 130, 9, (9, 11), (3, 3), (1, 1), (1,) * 4, (1, 1)),
+    "small planes, many channels": Case(1, 200, 72, (7, 7), (3, 3), (1, 1), (1,) * 4, (1, 1)),
+    "small planes, strided": Case(1, 130, 56, (15, 14), (3, 3), (2, 2), (1,) * 4, (1, 1)),
     "all weights zero": Case(1, 32, 24, (9, 9), (3, 3), (1, 1), (1,) * 4, (1, 1), density=0.0),
     "pattern shared by four": Case(
         1, 64, 32, (16, 16), (3, 3), (1, 1), (1,) * 4, (1, 1), density=0.1, shared=4
@@ -173,6 +177,44 @@ def test_code_is_made_for_other_targets(name: str, target: str) -> None:
     program = Planner(graph_of([node], feeds, ["y"], constants), EMIT_TARGETS[target], 2).program()
     assert program.target == EMIT_TARGETS[target].key != HOST.key
     assert all(program.objects)
+
+
+@pytest.fixture(params=["pixels", "channels"])
+def lanes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the lanes of the dense kernel hold, whichever the cost model would prefer."""
+    choose = panel.choose
+
+    def forced(*arguments: Any) -> panel.Choice | None:
+        choice = choose(*arguments)
+        return replace(choice, cycles=0.0) if choice is not None and request.param == "channels" else None
+
+    monkeypatch.setattr(panel, "choose", forced)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("target", TARGETS + tuple(WIDTHS))
+@pytest.mark.parametrize("seed", range(5000, 5030))
+@pytest.mark.usefixtures("lanes")
+def test_lanes_of_dense_kernels(seed: int, target: str) -> None:
+    """Two convolutions, so that the first's output has a border, and a residual between them."""
+    rng = np.random.default_rng(seed)
+    case = replace(_random(seed), density=1.0)
+    node, feeds, constants = case.feeds(seed)
+    x = Fact(np.dtype(np.float32), feeds["x"].shape)
+    shape = graph_of([node], {"x": x}, ["y"], constants).facts["y"].sizes
+    feeds["r"] = rng.standard_normal(shape, dtype=np.float32)
+    epilogue = Expression(2, (Apply("Add", (0, 1)), Apply("Relu", (2,))))
+    node = node.with_(inputs=(*node.inputs, "s"), attributes={**node.attributes, "epilogue": epilogue})
+    constants["w2"] = rng.standard_normal((3, shape[1], *(3 for _ in shape[2:]))).astype(np.float32)
+    pads = {"pads": (1,) * (2 * len(shape) - 4), "kernel_shape": (3,) * (len(shape) - 2)}
+    constants["w0"] = rng.standard_normal((shape[1], 1, *(1 for _ in shape[2:]))).astype(np.float32)
+    each = {"group": shape[1], "kernel_shape": (1,) * (len(shape) - 2)}
+    scaled = Node("Conv", ("r", "w0"), ("s",), each, "scaled")
+    after = Node("Conv", ("y", "w2"), ("z",), pads, "after")
+    graph = graph_of([scaled, node, after], feeds, ["z"], constants)
+    (got,) = run_graph(graph, feeds, (RUN_TARGETS | WIDTHS)[target], 1 + seed % 2)
+    want = evaluate(graph, feeds)["z"]
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * max(float(np.abs(want).max()), 1e-30))
 
 
 @pytest.mark.parametrize("density", [0.1, 1.0])

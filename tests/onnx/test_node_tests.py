@@ -20,7 +20,7 @@ from coresident.errors import UnsupportedModel
 
 OPERATORS = ("qlinear", "convinteger", "matmulinteger", "quantizelinear")
 TYPES = ("float32", "float16", "uint8", "int8", "uint16", "int16", "int32")
-CONSTANT_WEIGHTS = ("qlinearconv", "convinteger", "matmulinteger")
+CONSTANT_WEIGHTS = ("convinteger", "matmulinteger")
 
 
 @functools.cache

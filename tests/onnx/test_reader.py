@@ -223,14 +223,14 @@ def test_damaged_anywhere_is_an_error_or_a_graph() -> None:
 
 def test_all_unsupported_operators_are_told_at_once() -> None:
     nodes = [
-        helper.make_node("NonZero", ["x"], ["a"], name="first"),
-        helper.make_node("NonZero", ["x"], ["b"], name="second"),
+        helper.make_node("Det", ["x"], ["a"], name="first"),
+        helper.make_node("Det", ["x"], ["b"], name="second"),
         helper.make_node("Gelu", ["x"], ["c"], domain="com.microsoft"),
         helper.make_node("Relu", ["x"], ["y"]),
     ]
-    error = refused(model(nodes), UnsupportedModel, "NonZero")
+    error = refused(model(nodes), UnsupportedModel, "Det")
     assert error.message == (
-        "operators that are not supported: NonZero (2, first 'first'), com.microsoft.Gelu (1, first 'c')"
+        "operators that are not supported: Det (2, first 'first'), com.microsoft.Gelu (1, first 'c')"
     )
 
 
@@ -275,7 +275,7 @@ SEQUENCE = helper.make_tensor_sequence_value_info("x", FLOAT, [1])
         (model([_node("Gelu", ["x"], ["y"])]), InvalidModel, "opset 17 has no such operator"),
         (model([_node("Constant", [], ["y"], value_string="a")]), UnsupportedModel, "strings"),
         (model([_node("Constant", [], ["y"])]), InvalidModel, "numbers are needed"),
-        (model(opset=5), UnsupportedModel, "opset 5; supported are 6 to"),
+        (model(opset=99), UnsupportedModel, "opset 99; supported are 1 to"),
         (model(opset=1000), UnsupportedModel, "opset 1000"),
         (_with(lambda m: m.ClearField("opset_import")), InvalidModel, "opset"),
         (_with(lambda m: m.ClearField("graph")), InvalidModel, "no graph"),

@@ -29,6 +29,10 @@ CASES = {
     "LogSoftmax": lambda n, x: n("LogSoftmax", x, axis=1),
     "Concat": lambda n, x: n("Concat", x, channels_last(n, 2, 7, 4, 5), axis=3),
     "ReduceMean": lambda n, x: n("ReduceMean", x, n.integers(1, 2), keepdims=1),
+    "Pad": lambda n, x: n("Pad", x, n.integers(0, 1, 2, 3, 0, 0, 1, 2)),
+    "several readers": lambda n, x: n(
+        "Mul", x, n("Sigmoid", n("ReduceMean", x, n.integers(1, 2), keepdims=1))
+    ),
 }
 
 
@@ -61,6 +65,23 @@ def test_a_residual_block_with_channels_last():
     assert counts(graph)["Transpose"] == 2
 
 
+def test_squeeze_and_excitation_with_channels_last():
+    net = Net()
+    x = net("Transpose", net("Conv", net.input(1, 3, 6, 7), net.random(8, 3, 3, 3)), perm=LAST)
+    mean = net("Transpose", net("ReduceMean", x, net.integers(1, 2), keepdims=1), perm=FIRST)
+    gate = net("Transpose", net("Conv", mean, net.random(8, 8, 1, 1)), perm=LAST)
+    y = net("Transpose", net("Mul", x, net("Sigmoid", gate)), perm=FIRST)
+    graph = applied(PASS, net.graph(net("Conv", y, net.random(8, 8, 1, 1))), tolerance=1e-4)
+    assert "Transpose" not in counts(graph)
+
+
+def test_halves_of_the_channels():
+    net = Net()
+    first, second = net("Split", channels_last(net, 2, 6, 4, 5), outputs=2, axis=3, num_outputs=2)
+    graph = applied(PASS, net.graph(channels_first(net, net("Mul", first, net("Sigmoid", second)))))
+    assert "Transpose" not in counts(graph)
+
+
 @pytest.mark.parametrize("name", ["other order", "other value", "other reader"])
 def test_stays(name):
     net = Net()
@@ -71,7 +92,9 @@ def test_stays(name):
         "other reader": lambda: net.constant(1),
     }[name]()
     y = net("Add", x, other)
-    graph = applied(PASS, net.graph(y, net("Exp", x)) if name == "other reader" else net.graph(y))
+    graph = applied(
+        PASS, net.graph(y, net("MatMul", x, net.random(3, 3))) if name == "other reader" else net.graph(y)
+    )
     assert graph.nodes[-1].op != "Transpose"
 
 

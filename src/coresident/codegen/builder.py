@@ -274,6 +274,13 @@ class Function:
         a, b = self.value(a, kind), self.value(b, kind)
         return self.emit(f"select {condition.type} {condition.text}, {kind} {a.text}, {kind} {b.text}", kind)
 
+    def opaque(self, address: Value) -> Value:
+        """The same address, of which LLVM does not know that it is: loads from it are not merged with others.
+
+        Merged, values that are cheap to load again stay in registers that sums need.
+        """
+        return self.emit(f'call ptr asm "", "=r,0"(ptr {address.text})', PTR)
+
     # Arithmetic that has no operator
 
     def call(self, name: str, kind: Type, *arguments: Value, needs: Sequence[str] = ()) -> Value:
@@ -477,6 +484,11 @@ class Function:
         """Leave; code after it is unreachable."""
         self.line("ret void" if value is None else f"ret {value.type} {value.text}")
         self._label(self._new("unreached"))
+
+    @property
+    def lines(self) -> int:
+        """How long it is so far, in instructions about."""
+        return len(self._entry) + len(self._body)
 
     def text(self) -> str:
         """The function as LLVM reads it, without its declarations."""

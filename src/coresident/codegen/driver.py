@@ -392,5 +392,9 @@ done:
 
 @functools.cache
 def object_code(target: Target) -> bytes:
-    """The entry points as an ELF object, one of the objects of every program."""
-    return llvm.compile_object(module(target), target)
+    """The entry points as an ELF object, one of the objects of every program.
+
+    They are not optimised: they take some ten instructions a task, and a program of one small kernel would
+    spend most of its compilation on them.
+    """
+    return llvm.compile_object(module(target), target, optimised=False)

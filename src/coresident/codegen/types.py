@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -34,6 +35,10 @@ class Type:
         return Type(self.kind, self.bits, lanes)
 
     def __str__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         if self.kind == "p":
             return "ptr"
         one = {("f", 16): "half", ("f", 32): "float", ("f", 64): "double"}.get(

@@ -26,11 +26,14 @@ class Fact:
         dtype: its element type.
         shape: its sizes; a string is a free dimension.
         value: the array itself, where it is constant.
+        counts: (axis, name of a value) for dimensions whose size depends on the data (`graph.counted`): the
+            size in the shape is the largest possible, the value holds how many elements there are.
     """
 
     dtype: np.dtype[Any]
     shape: tuple[Dimension, ...]
     value: np.ndarray[Any, Any] | None = None
+    counts: tuple[tuple[int, str], ...] = ()
 
     @staticmethod
     def of(array: np.ndarray[Any, Any]) -> Fact:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from coresident.graph.expression import Expression
 
@@ -77,11 +76,15 @@ class NumpyMath:
 
     @np.errstate(all="ignore")
     def sigmoid(self, a: Array) -> Array:
-        return np.asarray(special.expit(a)).astype(np.asarray(a).dtype, copy=False)
+        from scipy.special import expit  # takes longer to import than a small model to compile
+
+        return np.asarray(expit(a)).astype(np.asarray(a).dtype, copy=False)
 
     @np.errstate(all="ignore")
     def erf(self, a: Array) -> Array:
-        return np.asarray(special.erf(a)).astype(np.asarray(a).dtype, copy=False)
+        from scipy.special import erf  # takes longer to import than a small model to compile
+
+        return np.asarray(erf(a)).astype(np.asarray(a).dtype, copy=False)
 
     @np.errstate(all="ignore")
     def power(self, a: Array, b: Array) -> Array:

@@ -5,7 +5,7 @@ The reference serves tests and constant folding; it is never in the path of a ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from coresident.errors import Error, InvalidModel, UnsupportedModel
+from coresident.graph.counted import counted
 from coresident.graph.graph import Fact, Graph, Node
 
 Array = np.ndarray[Any, Any]
@@ -29,20 +30,27 @@ class Operator:
         infer: facts of the inputs (None: left out) -> facts of the outputs; raises InvalidModel where they
             contradict.
         reference: arrays of the inputs -> arrays of the outputs, as the ONNX specification says.
+        operands: positions of the inputs that say how to move or how large a result is: their values must be
+            known when the node is lowered.
+        counts: whether `infer` itself sees to sizes that depend on the data (`graph.counted`).
     """
 
     name: str
     infer: Infer
     reference: Reference
+    operands: tuple[int, ...] = ()
+    counts: bool = False
 
 
 OPERATORS: dict[str, Operator] = {}
 
 
-def register(name: str, infer: Infer, reference: Reference) -> None:
+def register(
+    name: str, infer: Infer, reference: Reference, operands: Sequence[int] = (), *, counts: bool = False
+) -> None:
     """Enter an operator in the table; each family of `operators/` does so for its own as it is imported."""
     assert name not in OPERATORS, f"operator {name} twice"
-    OPERATORS[name] = Operator(name, infer, reference)
+    OPERATORS[name] = Operator(name, infer, reference, tuple(operands), counts)
 
 
 def operator(node: Node) -> Operator:
@@ -51,6 +59,19 @@ def operator(node: Node) -> Operator:
     if found is None:
         raise UnsupportedModel("an operator that is not supported", node=node.name, op=node.op)
     return found
+
+
+def facts_of(node: Node, inputs: Sequence[Fact | None]) -> Sequence[Fact]:
+    """The facts of a node's outputs, from those of its inputs.
+
+    Raises:
+        InvalidModel: they contradict.
+        UnsupportedModel: a form of the operator that is not supported.
+    """
+    results = operator(node).infer(node, inputs)
+    if not operator(node).counts and any(fact is not None and fact.counts for fact in inputs):
+        return counted(node, inputs, results)
+    return results
 
 
 SMALL = 4096
@@ -70,6 +91,40 @@ def _with_values(node: Node, inputs: Sequence[Fact | None], results: Sequence[Fa
         return [Fact.of(np.asarray(array)) for array in operator(node).reference(node, arrays)]
 
 
+def inputs_of(node: Node, initializers: Mapping[str, Array], facts: Mapping[str, Fact]) -> list[Fact | None]:
+    """The facts of a node's inputs, None for those left out."""
+    return [
+        None if not name else Fact.of(initializers[name]) if name in initializers else facts[name]
+        for name in node.inputs
+    ]
+
+
+def inferred(node: Node, inputs: Sequence[Fact | None]) -> Sequence[Fact]:
+    """The facts of a node's outputs, small values that are known among them.
+
+    Raises:
+        InvalidModel: shapes or types contradict; names the node.
+        UnsupportedModel: a form of the operator that is not supported; names the node.
+    """
+    shapes = tuple(None if fact is None else fact.shape for fact in inputs)
+    try:
+        return _with_values(node, inputs, facts_of(node, inputs))
+    except Error as error:
+        raise error.at(node=node.name, op=node.op, shape=shapes) from None
+    except (
+        ValueError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        OverflowError,
+        ZeroDivisionError,
+    ) as error:
+        raise InvalidModel(
+            f"the inputs do not fit the operator: {error}", node=node.name, op=node.op, shape=shapes
+        ) from error
+
+
 def infer(graph: Graph) -> Graph:
     """The graph with facts for all its values; all shapes must be known (free dimensions bound).
 
@@ -81,31 +136,7 @@ def infer(graph: Graph) -> Graph:
     """
     facts = {name: graph.facts[name] for name in graph.inputs}
     for node in graph.nodes:
-        inputs = [
-            None
-            if not name
-            else Fact.of(graph.initializers[name])
-            if name in graph.initializers
-            else facts[name]
-            for name in node.inputs
-        ]
-        shapes = tuple(None if fact is None else fact.shape for fact in inputs)
-        try:
-            results = _with_values(node, inputs, operator(node).infer(node, inputs))
-        except Error as error:
-            raise error.at(node=node.name, op=node.op, shape=shapes) from None
-        except (
-            ValueError,
-            IndexError,
-            TypeError,
-            AttributeError,
-            KeyError,
-            OverflowError,
-            ZeroDivisionError,
-        ) as error:
-            raise InvalidModel(
-                f"the inputs do not fit the operator: {error}", node=node.name, op=node.op, shape=shapes
-            ) from error
+        results = inferred(node, inputs_of(node, graph.initializers, facts))
         for name, fact in zip(node.outputs, results):
             declared = graph.facts.get(name)
             if declared is not None and declared.dtype != fact.dtype:
@@ -117,6 +148,33 @@ def infer(graph: Graph) -> Graph:
             if name:
                 facts[name] = fact
     return graph.with_(facts=facts)
+
+
+def inputs_to_bind(graph: Graph) -> tuple[str, ...]:
+    """The inputs of a graph whose values its shapes depend on, in their order: the shape fed to a Reshape.
+
+    A program is compiled for their values as for the sizes of the others. They have at most one dimension;
+    where shapes depend on larger inputs, `infer` raises.
+    """
+    makers = graph.producers()
+    found: set[str] = set()
+    visited: set[str] = set()
+    pending = [node.input(i) for node in graph.nodes for i in operator(node).operands]
+    while pending:
+        name = pending.pop()
+        if not name or name in visited or name in graph.initializers:
+            continue
+        visited.add(name)
+        if name in makers:
+            # Shape and Size, and what else depends on shapes alone, have no values to wait for.
+            pending += () if makers[name].op in FROM_SHAPES else makers[name].inputs
+        elif len(graph.facts[name].shape) <= 1:
+            found.add(name)
+    return tuple(name for name in graph.inputs if name in found)
+
+
+FROM_SHAPES = frozenset(("Shape", "Size", "EyeLike"))
+"""Operators whose results depend on the shape of their input, not on its elements."""
 
 
 def evaluate(graph: Graph, feeds: dict[str, Array]) -> dict[str, Array]:

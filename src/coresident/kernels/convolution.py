@@ -49,6 +49,5 @@ def convolution(node: Node, plan: Plan) -> None:
             info["why"].append("depthwise: a plane has too few products for skipping zeros to pay")
         depthwise.emit(node, plan, weights, full_bias, out, epilogue, info)
         return
-    g = geometry.geometry(node, plan)
     split = weights.reshape(groups, outputs // groups, weights.shape[1], taps)
-    direct.emit(plan, g, shape, split, full_bias, out, epilogue, info)
+    direct.emit(plan, geometry.ways(node, plan), shape, split, full_bias, out, epilogue, info)

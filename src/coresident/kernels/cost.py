@@ -24,6 +24,7 @@ class Machine:
         mispredict: cycles lost to a mispredicted branch.
         l1_bytes, dense_l1_bytes: of L1 that a tile's activations may fill; the weights of a dense kernel
             stream through it beside them.
+        panel_l1_bytes: of L1 that a panel's weights may fill, activations passing beside them.
         cache: of L2.
     """
 
@@ -35,6 +36,7 @@ class Machine:
     mispredict: float
     l1_bytes: int
     dense_l1_bytes: int
+    panel_l1_bytes: int
     cache: int
 
     @staticmethod
@@ -50,17 +52,30 @@ class Machine:
             mispredict=18,
             l1_bytes=target.l1_bytes * 3 // 4,
             dense_l1_bytes=target.l1_bytes // 2,
+            panel_l1_bytes=target.l1_bytes * 3 // 8,
             cache=target.l2_bytes * 3 // 4,
         )
 
 
+def copy(machine: Machine, size: int) -> float:
+    """Cycles to move so many bytes, reads and writes, with a shuffle in between."""
+    return 2 * size / machine.l3_bytes
+
+
 def dense_tile(
-    machine: Machine, vectors: int, rows: int, depth: float, vector_bytes: int, resident: bool
+    machine: Machine,
+    vectors: int,
+    rows: int,
+    depth: float,
+    vector_bytes: int,
+    resident: bool,
+    unaligned: bool,
 ) -> float:
     """Cycles for one tile of `vectors` x `rows` accumulators over `depth` products each.
 
     Args:
         resident: whether the tile's activations lie in L1.
+        unaligned: half of the vectors of activations then touch two cache lines.
     """
     fma = vectors * rows / machine.fmas
     load = (vectors + rows) / machine.loads
@@ -71,7 +86,22 @@ def dense_tile(
     # A multiply-add's result can be added to four cycles later; with few sums in flight any delay shows.
     latency = 4.0 if vectors * rows > 8 * machine.fmas / 2 else 4.8
     far = 0.0 if resident else vectors * vector_bytes / machine.l2_bytes * 1.5
-    return depth * max(fma, load, issue, latency, far) + 40 + rows * vectors * 2.5
+    slow = 1.15 if unaligned else 1.03
+    return depth * max(fma, load, issue, latency, far) * slow + 40 + rows * vectors * 2.5
+
+
+def panel_strip(machine: Machine, vectors: int, pixels: int, depth: float, blocks: int) -> float:
+    """Cycles for one strip of pixels and one panel of `vectors` vectors of output channels, `depth` products
+    deep.
+
+    Args:
+        blocks: of input channels, between which the sums wait in scratch.
+    """
+    fma = vectors * pixels / machine.fmas
+    load = (vectors + pixels) / machine.loads
+    issue = (vectors * pixels + vectors + pixels + 1) / machine.issue
+    waits = (3 * vectors * pixels + 20) * (blocks - 1)
+    return depth * max(fma, load, issue, 4.0) * 1.06 + waits + 60 + 15 * vectors * pixels
 
 
 def sparse_rows(

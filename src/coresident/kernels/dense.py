@@ -71,11 +71,12 @@ def choose(
             blocks = -(-shape.inputs // block)
             depth = shape.inputs * shape.taps / blocks
             resident = block * reach <= machine.dense_l1_bytes
+            unaligned = not flat or any(tap % lanes for tap in g.taps)
             weights = 4 * shape.outputs * shape.inputs * shape.taps
             for group in sorted({min(size, shape.outputs) for size in GROUPS}):
                 if vectors * group > limit or (merged and group % 2):
                     continue
-                rows = partial(_rows, machine, plan, group, shape.outputs, depth, limit, resident)
+                rows = partial(_rows, machine, plan, group, shape.outputs, depth, limit, resident, unaligned)
                 groups, cycles = rows(vectors)
                 rest_groups, rest_cycles = rows(cutting.rest_vectors) if cutting.rest_vectors else (1, 0.0)
                 total = blocks * (cutting.full * cycles + (cutting.count - cutting.full) * rest_cycles)
@@ -96,11 +97,20 @@ def _rows(
     depth: float,
     limit: int,
     resident: bool,
+    unaligned: bool,
     vectors: int,
 ) -> tuple[int, float]:
     """For a tile of so many vectors: the channel groups to take at once, and the cycles for all channels."""
     size = plan.target.vector_bits // 8
-    tile = partial(cost.dense_tile, machine, vectors, depth=depth, vector_bytes=size, resident=resident)
+    tile = partial(
+        cost.dense_tile,
+        machine,
+        vectors,
+        depth=depth,
+        vector_bytes=size,
+        resident=resident,
+        unaligned=unaligned,
+    )
     whole, rest = divmod(outputs, group)
     best = (1, float("inf"))
     for groups in range(1, max(1, min(limit // (vectors * group), whole)) + 1):

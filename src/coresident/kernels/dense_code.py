@@ -39,6 +39,14 @@ def factor_taps(taps: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]
     raise AssertionError("one inner tap always fits")
 
 
+def rounds(shape: Shape, block: int) -> int:
+    """Channels in one round of the inner loop: more where there are few taps, so that the loop itself costs
+    little."""
+    sizes = {block, shape.inputs % block or block}
+    fits = [u for u in (4, 2) if all(n % u == 0 for n in sizes) and u * shape.taps <= 16]
+    return fits[0] if fits else 1
+
+
 @dataclass(frozen=True)
 class _Code:
     """The kernel under construction.
@@ -97,7 +105,7 @@ class _Code:
         size = (stop - start) * (group * taps)
         streams = [f.offset(before, (unit + s) * size, F32) for s in range(-(-rows // group))]
         self._prefetch(here, unit, start, stop)
-        unroll = self._unroll()
+        unroll = rounds(self.shape, self.choice.block)
         with f.loop(start, stop, unroll) as c:
             round_bytes = 4 * unroll * taps * packed
             for stream in streams:
@@ -114,13 +122,6 @@ class _Code:
                     far = [f.offset(a, o * (len(self.inner_taps) * packed), F32) for a in at_w]
                     self._multiply(here, totals, near, far, packed)
         sums.finish([[total.get() for total in row] for row in totals])
-
-    def _unroll(self) -> int:
-        """Channels in one round: more where there are few taps, so that the loop itself costs little."""
-        inputs, block = self.shape.inputs, self.choice.block
-        sizes = {block, inputs % block or block}
-        fits = [u for u in (4, 2) if all(n % u == 0 for n in sizes) and u * self.shape.taps <= 16]
-        return fits[0] if fits else 1
 
     def _multiply(
         self, here: Here, totals: Sequence[Sequence[Any]], x: Value, streams: Sequence[Value], packed: int

@@ -36,7 +36,10 @@ def emit(
         weights: [channels * multiplier, 1, kernel...] float32.
         bias: [channels * multiplier] float32.
     """
-    g = geometry.geometry(node, plan)
+    # Every other pixel is taken as it is loaded: a plane is read once, and a copy would cost more.
+    shuffles = geometry.window(node, plan.graph).strides[-1] <= 2
+    g = geometry.in_place(node, plan) if shuffles else geometry.by_phase(node, plan)
+    g.prepare()
     lanes = plan.target.lanes(F32)
     extras = [t.layout for t in epilogue.tensors]
     batch, channels = out.shape[:2]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from coresident.graph.graph import Node
-from coresident.kernels import dense, dense_code, sparse, sparse_code
+from coresident.kernels import cost, dense, dense_code, panel, panel_code, sparse, sparse_code
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import Geometry
@@ -31,9 +33,24 @@ def describe(
     }
 
 
+Emit = Callable[..., None]
+
+
+def _dense(
+    plan: Plan, g: Geometry, shape: Shape, out: Tensor, epilogue: Epilogue
+) -> Iterator[tuple[float, Emit]]:
+    """The ways to compute it without regard to zeros: (cycles, what emits it)."""
+    if g.step == 1:
+        pixels = dense.choose(plan, g, shape, out, epilogue)
+        yield pixels.cycles, partial(dense_code.emit, plan, g, shape, pixels)
+    channels = panel.choose(plan, g, shape, out, epilogue)
+    if channels is not None:
+        yield channels.cycles, partial(panel_code.emit, plan, g, shape, channels)
+
+
 def emit(
     plan: Plan,
-    g: Geometry,
+    ways: Sequence[Geometry],
     shape: Shape,
     weights: np.ndarray[Any, Any],
     bias: np.ndarray[Any, Any],
@@ -45,19 +62,33 @@ def emit(
     """Add the step of a convolution.
 
     Args:
+        ways: to read the input; one of them has unit stride.
         weights: [groups, outputs, inputs, taps] float32.
         bias: [groups * outputs] float32.
         info: of `describe`; gets the reason if many zeros are multiplied all the same.
         barrier: False if the next step does not depend on it.
     """
-    as_dense = dense.choose(plan, g, shape, out, epilogue)
-    if plan.sparse and np.count_nonzero(weights) < weights.size:
-        as_sparse = sparse.choose(plan, g, shape, weights, out, epilogue)
-        ratio = as_sparse.cycles / as_dense.cycles
-        if ratio < 1:
-            sparse_code.emit(plan, g, shape, as_sparse, weights, bias, out, epilogue, info, barrier)
-            return
-        if info["sparsity"] > 0.3:
+    skips = plan.sparse and np.count_nonzero(weights) < weights.size
+    without: list[tuple[float, Geometry, Emit]] = []
+    skipping: list[tuple[float, Geometry, Emit]] = []
+    for g in ways:
+        copy = cost.copy(cost.Machine.of(plan.target), g.copied)
+        without += [(copy + cycles, g, way) for cycles, way in _dense(plan, g, shape, out, epilogue)]
+        if skips and g.step == 1:
+            choice = sparse.choose(plan, g, shape, weights, out, epilogue)
+            skipping.append((copy + choice.cycles, g, partial(sparse_code.emit, plan, g, shape, choice)))
+    best = min(without, key=_cycles)
+    if skipping:
+        rival = min(skipping, key=_cycles)
+        if rival[0] < best[0]:
+            best = rival
+        elif info["sparsity"] > 0.3:
             zeros = f"{info['sparsity']:.0%} zeros"
-            info["why"].append(f"dense: skipping {zeros} would take {ratio:.2f} times as long")
-    dense_code.emit(plan, g, shape, as_dense, weights, bias, out, epilogue, info, barrier)
+            info["why"].append(f"dense: skipping {zeros} would take {rival[0] / best[0]:.2f} times as long")
+    _, g, way = best
+    g.prepare()
+    way(weights, bias, out, epilogue, info, barrier)
+
+
+def _cycles(way: tuple[float, Geometry, Emit]) -> float:
+    return way[0]

@@ -133,29 +133,75 @@ class Output:
             last: pixels of the last vector to be written.
         """
         lanes = self.vector.lanes
+        scalars, rows = self._channel(f, channel, offsets)
+        for v, total in enumerate(totals):
+            partial = v == len(totals) - 1 and last < lanes
+            first = f.first(last, lanes) if partial else None
+            self._finish(f, total, scalars, rows, offsets[0], v * lanes, first)
+
+    def store_run(
+        self, f: Function, channel: Value, sums: Value, offsets: Sequence[Value], pixels: Value
+    ) -> None:
+        """Finish one output channel's run of `pixels` (I64) pixels, whose sums lie at an address, and store
+        it."""
+        lanes = self.vector.lanes
+        scalars, rows = self._channel(f, channel, offsets)
+        whole = pixels / lanes * lanes
+        with f.loop(0, whole, lanes) as at:
+            self._finish(f, f.load(self.vector, sums, at), scalars, rows, offsets[0], at, None)
+        with f.when(whole < pixels):
+            total = f.load(self.vector, sums, whole)
+            self._finish(f, total, scalars, rows, offsets[0], whole, f.first(pixels - whole, lanes))
+
+    def _channel(
+        self, f: Function, channel: Value, offsets: Sequence[Value]
+    ) -> tuple[list[Value], list[Value]]:
+        """The epilogue's numbers for a channel, and its addresses in y and in each tensor."""
         scalars = [f.load(F32, pointer, channel) for pointer in self.channel_pointers]
         rows = [
             f.offset(pointer, channel * stride + at, F32)
             for pointer, stride, at in zip(self.pointers, self.channel_strides, offsets)
         ]
-        for v, total in enumerate(totals):
-            partial = v == len(totals) - 1 and last < lanes
-            first = f.first(last, lanes) if partial else None
-            loaded = [
-                f.load_masked(self.vector, row, v * lanes, first)
-                if first is not None
-                else f.load(self.vector, row, v * lanes)
-                for row in rows[1:]
-            ]
-            result = self.epilogue.apply(f, total, loaded, scalars)
-            if first is not None:
-                f.store_masked(result, rows[0], v * lanes, first)
-                continue
-            if self.mask is not None:
-                bits = Type("i", 32, lanes)
-                real = f.load(bits, self.mask, offsets[0] + v * lanes)
-                result = f.bitcast(f.bitcast(result, bits) & real, self.vector)
-            f.store(result, rows[0], v * lanes)
+        return scalars, rows
+
+    def _finish(
+        self,
+        f: Function,
+        total: Value,
+        scalars: Sequence[Value],
+        rows: Sequence[Value],
+        pixel: Value,
+        at: Value | int,
+        first: Value | None,
+    ) -> None:
+        """Store one vector, `at` elements after the run's first pixel; only its lanes in `first` if told."""
+        loaded = [
+            f.load_masked(self.vector, row, at, first) if first is not None else f.load(self.vector, row, at)
+            for row in rows[1:]
+        ]
+        result = self.epilogue.apply(f, total, loaded, scalars)
+        if self.mask is not None:
+            bits = Type("i", 32, self.vector.lanes)
+            result = f.bitcast(f.bitcast(result, bits) & f.load(bits, self.mask, pixel + at), self.vector)
+        if first is None:
+            f.store(result, rows[0], at)
+        else:
+            f.store_masked(result, rows[0], at, first)
+
+    def _merged_row(self, f: Function, row: Value, at: Value) -> tuple[Value, Value]:
+        """The output channel that a pair of phases from row `row` on belongs to, and where it is written."""
+        assert self.merged is not None
+        channel = row / 2
+        for count, stride in reversed(self.merged):
+            at = at + (channel % count) * stride
+            channel = channel / count
+        return channel, f.offset(self.pointers[0], channel * self.channel_strides[0] + at, F32)
+
+    def prefetch_merged(self, f: Function, row: Value, vectors: int, offsets: Sequence[Value]) -> None:
+        """Ask for the lines that `store_merged` will write."""
+        _, target = self._merged_row(f, row, offsets[0])
+        for line in range(0, 2 * vectors * self.vector.bytes, 64):
+            f.prefetch(target, line, write=True)
 
     def store_merged(
         self,
@@ -173,15 +219,9 @@ class Output:
             offsets: elements from pixel 0 to the first that the tile makes, in y.
             last: pixels of each phase's last vector to be written.
         """
-        assert self.merged is not None
         lanes = self.vector.lanes
-        rest = row / 2
-        at = offsets[0]
-        for count, stride in reversed(self.merged):
-            at = at + (rest % count) * stride
-            rest = rest / count
-        scalars = [f.load(F32, pointer, rest) for pointer in self.channel_pointers]
-        target = f.offset(self.pointers[0], rest * self.channel_strides[0] + at, F32)
+        channel, target = self._merged_row(f, row, offsets[0])
+        scalars = [f.load(F32, pointer, channel) for pointer in self.channel_pointers]
         turns = [lane // 2 + lane % 2 * lanes for lane in range(2 * lanes)]
         for v, (even, odd) in enumerate(zip(*pair)):
             results = [self.epilogue.apply(f, total, (), scalars) for total in (even, odd)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from coresident.kernels import (
+    boxes,
+    columns,
     convolution,
     depthwise,
     elementwise,
@@ -17,6 +19,10 @@ from coresident.kernels import (
     pooling,
     reduction,
     resize,
+    running,
+    sampling,
+    scatter,
+    selection,
     softmax,
     transposed,
 )
@@ -24,6 +30,8 @@ from coresident.kernels.lowering import FAMILIES
 
 __all__ = [
     "FAMILIES",
+    "boxes",
+    "columns",
     "convolution",
     "depthwise",
     "elementwise",
@@ -38,6 +46,10 @@ __all__ = [
     "pooling",
     "reduction",
     "resize",
+    "running",
+    "sampling",
+    "scatter",
+    "selection",
     "softmax",
     "transposed",
 ]

@@ -4,7 +4,7 @@ output."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coresident.codegen.builder import Function, Value, word
 from coresident.codegen.types import F32, I32, I64, Type
@@ -143,26 +143,32 @@ class Frame:
         """Emit the loop over the task's tiles; the body is emitted for full tiles and for those of the
         rest."""
         f, t = self.function, self.tiles
-        columns = t.table.shape[1]
-
-        def at(tile: Value, column: int) -> Value:
-            return f.convert(f.load(I32, self.table, tile * columns + column), I64)
-
         with f.loop(self.part.first_tile, self.part.end_tile) as tile:
-            offsets = [at(tile, c) for c in range(columns)]
-            x = f.offset(self.x, offsets[0], F32)
-            ahead = f.offset(self.x, at(f.minimum(tile + 1, t.count - 1), 0), F32)
-            full = Here(x, ahead, offsets[1:], t.vectors, t.full_last)
-            rest = Here(x, ahead, offsets[1:], t.rest_vectors, t.rest_last)
+            full = self.at(tile)
             if t.full == t.count:
                 body(full)
-            elif t.full == 0:
+                return
+            rest = replace(full, vectors=t.rest_vectors, last=t.rest_last)
+            if t.full == 0:
                 body(rest)
-            else:
-                with f.either(tile < t.full) as otherwise:
-                    body(full)
-                    with otherwise():
-                        body(rest)
+                return
+            with f.either(tile < t.full) as otherwise:
+                body(full)
+                with otherwise():
+                    body(rest)
+
+    def at(self, tile: Value) -> Here:
+        """A full tile of the table."""
+        f, t = self.function, self.tiles
+        columns = t.table.shape[1]
+
+        def entry(tile: Value, column: int) -> Value:
+            return f.convert(f.load(I32, self.table, tile * columns + column), I64)
+
+        offsets = [entry(tile, c) for c in range(columns)]
+        x = f.offset(self.x, offsets[0], F32)
+        ahead = f.offset(self.x, entry(f.minimum(tile + 1, t.count - 1), 0), F32)
+        return Here(x, ahead, offsets[1:], t.vectors, t.full_last)
 
     def prefetch_channels(self, g: Geometry, here: Here, plane: Value, first: Value, end: Value) -> None:
         """Ask L2 for what the tile reads of the channels first..end of the planes at an address.
@@ -198,8 +204,10 @@ def operands(
         *epilogue.operands(plan),
     ]
     if _masked(tiles, out):
-        pixels = tiles.vector_steps * plan.target.lanes(F32)
-        words.append(plan.constant(border_mask(g.strides, out.shape[2:], pixels)))
+        strides, lanes = out.layout.strides[2:], plan.target.lanes(F32)
+        span = sum((size - 1) * s for size, s in zip(out.shape[2:], strides)) + 1
+        pixels = max(tiles.vector_steps * lanes, span + lanes)
+        words.append(plan.constant(border_mask(strides, out.shape[2:], pixels)))
     return words
 
 
@@ -240,10 +248,13 @@ class Sums:
         return [[variable.get() for variable in row] for row in variables]
 
     def _prefetch(self) -> None:
-        if self.frame.output.merged is not None:
+        output, f, here = self.frame.output, self.frame.function, self.here
+        if output.merged is not None:
+            for row in self.channels[::2]:
+                output.prefetch_merged(f, row, here.vectors, here.offsets)
             return
         for channel in self.channels:
-            self.frame.output.prefetch(self.frame.function, channel, self.here.vectors, self.here.offsets)
+            output.prefetch(f, channel, here.vectors, here.offsets)
 
     def finish(self, totals: Sequence[Sequence[Value]]) -> None:
         """Store the results, or let the sums wait for the next block."""

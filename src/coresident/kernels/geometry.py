@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,19 +36,9 @@ def is_depthwise(node: Node, graph: Graph) -> bool:
     return groups > 1 and weights.sizes[1] == 1 and weights.sizes[0] <= 4 * groups
 
 
-def is_read_in_place(node: Node, graph: Graph) -> bool:
-    """Whether a strided convolution takes every other pixel as it loads, instead of a copy split by phase.
-
-    A depthwise one reads each plane once: the copy would cost more than the shuffles.
-    """
-    return is_depthwise(node, graph) and window(node, graph).strides[-1] <= 2
-
-
 def halo(node: Node, graph: Graph) -> tuple[tuple[int, int], ...]:
-    """The zeros around its input that a convolution reads; none if it reads a copy split by phase instead."""
+    """The zeros around its input that a convolution reads."""
     w = window(node, graph)
-    if any(s != 1 for s in w.strides) and not is_read_in_place(node, graph):
-        return ((0, 0),) * len(w.kernel)
     spatial, out = graph.facts[node.inputs[0]].sizes[2:], graph.facts[node.outputs[0]].sizes[2:]
     return tuple(
         (begin, max(0, (o - 1) * t + (k - 1) * d - begin - (s - 1)))
@@ -65,6 +55,8 @@ class Geometry:
         taps: for each kernel position in C order, elements from an output pixel to what the tap reads.
         batch_stride, channel_stride: elements between pictures and between channels.
         strides: elements between neighbouring output pixels, one a spatial dimension.
+        copied: bytes moved to make the source from the input; 0 if it is the input.
+        prepare: emits that copy: to be called once by who reads the source.
     """
 
     source: Tensor
@@ -72,6 +64,8 @@ class Geometry:
     batch_stride: int
     channel_stride: int
     strides: tuple[int, ...]
+    copied: int = 0
+    prepare: Callable[[], None] = lambda: None
 
     @property
     def step(self) -> int:
@@ -79,19 +73,34 @@ class Geometry:
         return self.strides[-1]
 
 
-def geometry(node: Node, plan: Plan) -> Geometry:
-    """Make the input ready to be read with unit stride, by a copy if need be."""
+def ways(node: Node, plan: Plan) -> list[Geometry]:
+    """How a convolution may read its input: in place, with the stride between pixels; or, where it has
+    strides, from a copy split by phase, with unit stride."""
     w = window(node, plan.graph)
-    if all(s == 1 for s in w.strides) or is_read_in_place(node, plan.graph):
-        x = plan.planar(node.inputs[0], halo(node, plan.graph))
-        strides = x.layout.strides[2:]
-        taps = tuple(
-            sum((i * d - begin) * s for i, d, begin, s in zip(position, w.dilations, w.pads_begin, strides))
-            for position in itertools.product(*map(range, w.kernel))
-        )
-        steps = tuple(s * t for s, t in zip(strides, w.strides))
-        return Geometry(x, taps, x.layout.strides[0], x.layout.strides[1], steps)
-    split = phases.split(plan, plan.tensor(node.inputs[0]), w, plan.tensor(node.outputs[0]).layout)
+    if all(s == 1 for s in w.strides):
+        return [in_place(node, plan)]
+    direct = plan.lies_planar(node.inputs[0], halo(node, plan.graph))
+    return [*([in_place(node, plan)] if direct else []), by_phase(node, plan)]
+
+
+def in_place(node: Node, plan: Plan) -> Geometry:
+    """Read the planes themselves; they are copied only if they do not lie so."""
+    w = window(node, plan.graph)
+    x = plan.planar(node.inputs[0], halo(node, plan.graph))
+    strides = x.layout.strides[2:]
+    taps = tuple(
+        sum((i * d - begin) * s for i, d, begin, s in zip(position, w.dilations, w.pads_begin, strides))
+        for position in itertools.product(*map(range, w.kernel))
+    )
+    steps = tuple(s * t for s, t in zip(strides, w.strides))
+    return Geometry(x, taps, x.layout.strides[0], x.layout.strides[1], steps)
+
+
+def by_phase(node: Node, plan: Plan) -> Geometry:
+    """Read a copy split by phase."""
+    w = window(node, plan.graph)
+    x = plan.tensor(node.inputs[0])
+    split = phases.split(plan, x, w, plan.tensor(node.outputs[0]).layout)
     layout = split.tensor.layout
     strides = layout.strides[3:]
     found: list[int] = []
@@ -101,7 +110,10 @@ def geometry(node: Node, plan: Plan) -> Geometry:
         found.append(
             phase * layout.strides[2] + sum(a // s * step for a, s, step in zip(at, w.strides, strides))
         )
-    return Geometry(split.tensor, tuple(found), layout.strides[0], layout.strides[1], strides)
+    copied = 4 * (layout.elements + x.layout.elements)
+    return Geometry(
+        split.tensor, tuple(found), layout.strides[0], layout.strides[1], strides, copied, split.emit
+    )
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,9 @@ class Plan(Protocol):
         A copy is made where the value does not already lie so.
         """
 
+    def lies_planar(self, name: str, halo: Sequence[tuple[int, int]] = (), fill: int = 0) -> bool:
+        """Whether `planar` gives the tensor itself, without a copy."""
+
     def contiguous(self, name: str) -> Tensor:
         """The tensor in C order; a copy is made where it does not already lie so."""
 

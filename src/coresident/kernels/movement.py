@@ -109,6 +109,13 @@ def identity(node: Node, plan: Plan) -> None:
         fill(plan, plan.tensor(node.outputs[1]), 1, _info(node))
 
 
+@lowers("ConstantOfShape")
+def constant_of_shape(node: Node, plan: Plan) -> None:
+    """One value everywhere; smaller results are constants."""
+    value = np.asarray(node.get("value", np.zeros(1, np.float32)))
+    fill(plan, plan.tensor(node.outputs[0]), value.reshape(()).item(), _info(node))
+
+
 @lowers("Transpose")
 def transpose(node: Node, plan: Plan) -> None:
     """A permutation of dimensions."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -23,10 +24,12 @@ class Split:
     Args:
         tensor: [N][C][phases][spatial...], each phase plane with its border, all of it written.
         index: the position of each phase among those kept.
+        emit: adds the step that writes it.
     """
 
     tensor: Tensor
     index: Mapping[tuple[int, ...], int]
+    emit: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class _Phase:
 
 
 def split(plan: Plan, x: Tensor, w: Window, target: Layout) -> Split:
-    """Emit the copy that splits `x` [N, C, spatial...] for a window whose output has the layout `target`.
+    """A copy that splits `x` [N, C, spatial...] for a window whose output has the layout `target`.
 
     Only the phases that a tap reads are kept: one of four for a 1x1 convolution with stride 2. Rows get the
     output's distance where that is enough, so that runs of pixels can cross row ends.
@@ -79,9 +82,12 @@ def split(plan: Plan, x: Tensor, w: Window, target: Layout) -> Split:
         slack=lanes,
     )
     tensor = plan.temporary(layout, np.float32)
-    _emit(plan, x, tensor, w.strides, kept, low)
     moved = Layout(layout.shape, layout.strides, shift, layout.extent, layout.halo, lanes)
-    return Split(Tensor("", tensor.dtype, moved, tensor.storage), {phase: i for i, phase in enumerate(kept)})
+    return Split(
+        Tensor("", tensor.dtype, moved, tensor.storage),
+        {phase: i for i, phase in enumerate(kept)},
+        partial(_emit, plan, x, tensor, w.strides, kept, low),
+    )
 
 
 def _emit(

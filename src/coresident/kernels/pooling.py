@@ -23,6 +23,7 @@ from coresident.graph.operators.pooling import average_counts, pool_geometry
 from coresident.graph.operators.windows import Window
 from coresident.kernels.arguments import element_0, operand
 from coresident.kernels.conversion import Conversion
+from coresident.kernels.indexed_pooling import max_indices
 from coresident.kernels.lowering import Plan, Tensor, lowers
 from coresident.kernels.reduction import REDUCTIONS, larger, reduce
 from coresident.kernels.vectors import load_first, pieces, share, store_first, unravel
@@ -121,7 +122,8 @@ def _pool(node: Node, plan: Plan, dtype: np.dtype[Any]) -> Pool:
 @lowers("MaxPool", "AveragePool", "LpPool")
 def pool(node: Node, plan: Plan) -> None:
     if len(node.outputs) > 1 and node.outputs[1]:
-        raise UnsupportedModel("the indices of MaxPool are not computed; only its first output is")
+        max_indices(node, plan)
+        return
     source, y = plan.tensor(node.inputs[0]), plan.tensor(node.outputs[0])
     if source.dtype.kind not in "fiu" or source.dtype == np.float16:
         raise UnsupportedModel(f"a pool over {source.dtype}", shape=source.shape)

@@ -14,7 +14,7 @@ from coresident.codegen.math import CodeMath, Typed
 from coresident.codegen.types import Type, of_dtype
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
-from coresident.graph.operators.reduction import reduced_axes
+from coresident.graph.operators.reduction import extreme_of_none, reduced_axes
 from coresident.kernels.arguments import element_0, operand
 from coresident.kernels.conversion import Conversion
 from coresident.kernels.layout import Layout
@@ -98,11 +98,11 @@ def _sum(f: Function, a: Value, b: Value, dtype: DType) -> Value:
 
 
 def _lowest(dtype: DType) -> float:
-    return -math.inf if dtype.kind == "f" else 0 if dtype.kind == "b" else int(np.iinfo(dtype).min)
+    return extreme_of_none(dtype, True)
 
 
 def _highest(dtype: DType) -> float:
-    return math.inf if dtype.kind == "f" else 1 if dtype.kind == "b" else int(np.iinfo(dtype).max)
+    return extreme_of_none(dtype, False)
 
 
 def _zero(dtype: DType) -> float:

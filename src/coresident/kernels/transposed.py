@@ -91,7 +91,7 @@ def transposed(node: Node, plan: Plan) -> None:
         shape = Shape(out.shape[0], groups, inputs, per_group, part.shape[-1], math.prod(sizes))
         info = direct.describe(node, shape, part, out, epilogue)
         last = index == len(phases) - 1
-        direct.emit(plan, g, shape, part, full_bias, target, epilogue, info, barrier=last)
+        direct.emit(plan, [g], shape, part, full_bias, target, epilogue, info, barrier=last)
     interleave(plan, planes, out, w.strides, phases)
 
 

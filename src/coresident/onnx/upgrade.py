@@ -17,7 +17,7 @@ from coresident.graph.graph import Node
 
 Array = np.ndarray[Any, Any]
 
-OLDEST_OPSET = 6
+OLDEST_OPSET = 1
 NEWEST_OPSET = 28
 """Opsets of the standard domain whose forms are known here."""
 
@@ -65,6 +65,8 @@ class Rewriter:
             InvalidModel: its attributes contradict.
             UnsupportedModel: a form that has no newest one.
         """
+        # Before opset 6 operators could name the inputs whose memory they may overwrite.
+        node = node.with_(attributes=_without(node, "consumed_inputs"))
         for before, upgrade in UPGRADES.get(node.op, ()):
             if self.opset < before:
                 nodes = upgrade(node, self)
@@ -84,7 +86,7 @@ Upgrade = Callable[[Node, Rewriter], Sequence[Node]]
 def _dtype(node: Node, output: int, dtypes: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:
     if node.op in COMPARISONS or (node.op == "Dropout" and output == 1):
         return np.dtype(bool)
-    if node.op in ("Shape", "Size", "ArgMax", "ArgMin") or (node.op == "MaxPool" and output == 1):
+    if node.op in ("Shape", "Size", "ArgMax", "ArgMin") or (node.op in ("MaxPool", "TopK") and output == 1):
         return np.dtype(np.int64)
     if node.op == "Cast":
         return np.dtype(str(node.get("to", "float32")))
@@ -120,6 +122,11 @@ def _split_to_input(node: Node, model: Rewriter) -> list[Node]:
     return [node.with_(inputs=(node.input(0), name), attributes=_without(node, "split"))]
 
 
+def _k_to_input(node: Node, model: Rewriter) -> list[Node]:
+    name = model.constant(node, "k", [node.get("k", 0)], np.int64)
+    return [node.with_(inputs=(node.input(0), name), attributes=_without(node, "k"))]
+
+
 def _clip_to_inputs(node: Node, model: Rewriter) -> list[Node]:
     dtype = _dtype(node, 0, model.dtypes)
     low, high = (
@@ -130,11 +137,41 @@ def _clip_to_inputs(node: Node, model: Rewriter) -> list[Node]:
 
 
 def _pad_to_inputs(node: Node, model: Rewriter) -> list[Node]:
-    if node.get("pads") is None:
+    numbers = node.get("pads", node.get("paddings"))
+    if numbers is None:
         raise InvalidModel("the attribute pads is missing", node=node.name, op=node.op)
-    pads = model.constant(node, "pads", node.get("pads"), np.int64)
+    pads = model.constant(node, "pads", numbers, np.int64)
     value = model.constant(node, "value", node.get("value", 0.0), _dtype(node, 0, model.dtypes))
-    return [node.with_(inputs=(node.input(0), pads, value), attributes=_without(node, "pads", "value"))]
+    kept = _without(node, "pads", "paddings", "value")
+    return [node.with_(inputs=(node.input(0), pads, value), attributes=kept)]
+
+
+def _shape_to_input(node: Node, model: Rewriter) -> list[Node]:
+    name = model.constant(node, "shape", node.get("shape", ()), np.int64)
+    return [node.with_(inputs=(node.input(0), name), attributes={})]
+
+
+def _cast_by_name(node: Node, model: Rewriter) -> list[Node]:
+    """Before opset 6 the type was named: "FLOAT", "INT64"."""
+    named = str(node.get("to", "")).lower()
+    dtype = {"float": "float32", "double": "float64"}.get(named, named)
+    if dtype not in _CAST_TYPES:
+        raise UnsupportedModel(f"a cast to {named!r}", node=node.name, op=node.op)
+    return [node.with_(attributes={"to": dtype})]
+
+
+_CAST_TYPES = {"bool", "float16", "float32", "float64"} | {
+    f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
+}
+
+
+def _tile_once(node: Node, model: Rewriter) -> list[Node]:
+    raise UnsupportedModel("Tile along one axis, as before opset 6", node=node.name, op=node.op)
+
+
+def _selu_constants(node: Node, model: Rewriter) -> list[Node]:
+    """Before opset 6 the constants had fewer digits."""
+    return [node.with_(attributes={"alpha": 1.6732, "gamma": 1.0507, **node.attributes})]
 
 
 def _slice_to_inputs(node: Node, model: Rewriter) -> list[Node]:
@@ -257,6 +294,11 @@ UPGRADES: dict[str, tuple[tuple[int, Upgrade], ...]] = {
         for kind in ("Max", "Min", "Mean", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
     },
     "Split": ((13, _split_to_input),),
+    "Reshape": ((5, _shape_to_input),),
+    "Cast": ((6, _cast_by_name),),
+    "Tile": ((6, _tile_once),),
+    "Selu": ((6, _selu_constants),),
+    "TopK": ((10, _k_to_input),),
     "Clip": ((11, _clip_to_inputs),),
     "Pad": ((11, _pad_to_inputs),),
     "Slice": ((10, _slice_to_inputs),),

@@ -40,6 +40,8 @@ def _constant_inputs(view: View, node: Node) -> Patch | None:
     if node.op == "Identity" and view.is_output(node.outputs[0]):
         return None
     facts = [view.fact(name) for name in node.outputs if name]
+    if any(fact.counts for fact in facts):
+        return None
     if sum(math.prod(fact.sizes) * fact.dtype.itemsize for fact in facts) > LIMIT:
         return None
     try:

@@ -17,13 +17,13 @@ so that a rule always sees the graph as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from coresident.graph.graph import Fact, Graph, Node, sorted_nodes
-from coresident.graph.operator import Array, operator
+from coresident.graph.operator import Array, facts_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ class View:
         self._makers: dict[str, Node] = {}
         self._readers: dict[str, dict[Node, None]] = {}
         self._initializers = dict(graph.initializers)
-        self._facts = {name: fact for name, fact in graph.facts.items() if name not in graph.initializers}
+        constants = graph.initializers.keys() - set(graph.inputs)
+        self._facts = {name: fact for name, fact in graph.facts.items() if name not in constants}
+        self._counted = {name for name, fact in self._facts.items() if fact.counts}
         self._outputs = frozenset(graph.outputs)
         self._taken = {*graph.inputs, *graph.initializers, *graph.facts}
         for node in graph.nodes:
@@ -178,7 +180,7 @@ class View:
             self._readers[name].pop(node, None)
 
     def _infer(self, node: Node, before: Mapping[str, Fact]) -> None:
-        facts = operator(node).infer(node, [self.fact(name) if name else None for name in node.inputs])
+        facts = facts_of(node, [self.fact(name) if name else None for name in node.inputs])
         for name, fact in zip(node.outputs, facts):
             if not name:
                 continue
@@ -187,6 +189,8 @@ class View:
                 f"{node.op} changes {name}"
             )
             self._facts[name] = fact
+            if fact.counts:
+                self._counted.add(name)
 
     def _rename(self, old: str, new: str) -> None:
         if old not in self._outputs:
@@ -202,9 +206,17 @@ class View:
             maker, maker.with_(outputs=tuple(old if name == new else name for name in maker.outputs))
         )
         self._facts[old] = self._facts.pop(new)
+        if self._facts[old].counts:
+            self._counted.add(old)
         self._reroute(new, old)
 
     def _reroute(self, old: str, new: str) -> None:
+        for name in self._counted:
+            # What counts the elements of others is read by their facts.
+            fact = self._facts.get(name)
+            if fact is not None and any(counting == old for _, counting in fact.counts):
+                counts = tuple((axis, new if each == old else each) for axis, each in fact.counts)
+                self._facts[name] = replace(fact, counts=counts)
         for reader in self.readers(old):
             self._replace(
                 reader, reader.with_(inputs=tuple(new if name == old else name for name in reader.inputs))

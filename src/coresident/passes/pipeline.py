@@ -7,6 +7,7 @@ from coresident.graph.operator import infer
 from coresident.passes import (
     collapse_movement,
     convert_inside,
+    expand,
     expand_quantization,
     fold_batch_norm,
     fold_constants,
@@ -22,11 +23,13 @@ from coresident.passes import (
     remove_identities,
     share_duplicates,
     sink_transposes,
+    widen_half,
 )
 from coresident.passes.patch import Pass
 from coresident.passes.verify import verify as check
 
 PASSES: tuple[Pass, ...] = (
+    widen_half.PASS,
     expand_quantization.PASS,
     fold_constants.ARITHMETIC,
     remove_identities.PASS,
@@ -35,6 +38,9 @@ PASSES: tuple[Pass, ...] = (
     fold_constants.ARITHMETIC,
     integer_products.PASS,
     fold_constants.PASS,
+    # After products of bytes are: a convolution whose weights are still computed is written as a product.
+    expand.PASS,
+    remove_identities.PASS,
     # Before strength is reduced: it rewrites the products and bounds that activations are recognised by.
     recognise_activations.PASS,
     reduce_strength.PASS,

@@ -1,7 +1,7 @@
 """Move Transposes behind the operators that read them, where they meet others and cancel.
 
 Exporters of networks that keep channels last wrap each convolution in a pair. In every rule the Transposes
-that a node reads have the same order and no other reader.
+that a node reads have the same order, and their other readers are such that the rules move them too.
 
 1. Element-wise operators that read Transposes, constants and values of few dimensions above 1: the constants
    are transposed instead, what moves nothing but dimensions of size 1 is reshaped.
@@ -9,9 +9,10 @@ that a node reads have the same order and no other reader.
 3. Concat of Transposes, likewise.
 4. Reductions with constant axes; where these are not kept, only if what remains is in order, and then no
    Transpose is left.
-5. Element-wise operators of one value that read a Reshape go before it, so that they can join what made it.
-6. So do Softmax and LogSoftmax where the Reshape keeps their dimension.
-7. Transposes and Reshapes that now follow each other become one (`collapse_movement`).
+5. Split, and Pad with constant widths.
+6. Element-wise operators of one value that read a Reshape go before it, so that they can join what made it.
+7. So do Softmax and LogSoftmax where the Reshape keeps their dimension.
+8. Transposes and Reshapes that now follow each other become one (`collapse_movement`).
 """
 
 from __future__ import annotations
@@ -42,12 +43,47 @@ REDUCTIONS = frozenset(
 )
 
 
-def _only_for(view: View, name: str, node: Node) -> tuple[int, ...] | None:
-    """The order of the Transpose that makes a value which only `node` reads."""
+def _order(view: View, name: str) -> tuple[int, ...] | None:
+    """The order of the Transpose that makes a value."""
     maker = view.maker(name)
-    if maker is None or maker.op != "Transpose" or view.sole_reader(name) is not node:
+    if maker is None or maker.op != "Transpose" or view.is_output(name):
         return None
     return permutation(maker, len(view.shape(name)))
+
+
+def _order_for(view: View, name: str, node: Node) -> tuple[int, ...] | None:
+    """The order of the Transpose that makes a value, if all that reads it beside `node` moves it on."""
+    order = _order(view, name)
+    if order is None or not all(r is node or _moves_on(view, r, order) for r in view.readers(name)):
+        return None
+    return order
+
+
+def _moves_on(view: View, reader: Node, order: tuple[int, ...]) -> bool:
+    """Whether a rule moves a Transpose of this order behind its reader, as far as its other inputs tell."""
+    if reader.op in ("Transpose", "Softmax", "LogSoftmax"):
+        return True
+    if reader.op in REDUCTIONS:
+        return bool(reader.input(1) and integers(view, reader.input(1)) and reader.get("keepdims", 1))
+    if reader.op == "Concat":
+        return all(_order(view, name) == order for name in reader.inputs)
+    if reader.op not in ELEMENTWISE or not all(reader.inputs):
+        return False
+    return len(view.shape(reader.outputs[0])) == len(order) and all(
+        _order(view, name) == order
+        or _is_unmoved(view, name, order)
+        or ((constant := view.constant(name)) is not None and constant.ndim <= len(order))
+        for name in reader.inputs
+    )
+
+
+def _is_unmoved(view: View, name: str, order: tuple[int, ...]) -> bool:
+    """Whether the Transpose moves nothing of a value but dimensions of size 1."""
+    shape = view.shape(name)
+    if len(shape) != len(order) or 0 in shape:
+        return False
+    moving = [int(axis) for axis in np.argsort(order) if shape[axis] != 1]
+    return moving == sorted(moving)
 
 
 def _source(view: View, name: str) -> str:
@@ -69,7 +105,7 @@ def _behind(
 def _elementwise(view: View, node: Node) -> Patch | None:
     if node.op not in ELEMENTWISE or not all(node.inputs):
         return None
-    orders = {found for name in node.inputs if (found := _only_for(view, name, node)) is not None}
+    orders = {found for name in node.inputs if (found := _order_for(view, name, node)) is not None}
     if len(orders) != 1:
         return None
     order = orders.pop()
@@ -79,7 +115,7 @@ def _elementwise(view: View, node: Node) -> Patch | None:
     constants: dict[str, Array] = {}
     inputs: list[str] = []
     for name in node.inputs:
-        before = _source(view, name) if _only_for(view, name, node) is not None else None
+        before = _source(view, name) if _order_for(view, name, node) is not None else None
         constant = view.constant(name)
         if before is None and constant is not None:
             before = _transposed_constant(view, name, constant, order, constants)
@@ -110,13 +146,9 @@ def _reshaped(
     view: View, name: str, order: tuple[int, ...], constants: dict[str, Array], reshapes: list[Node]
 ) -> str | None:
     """The name of a value as it is before a Transpose that moves nothing but its dimensions of size 1."""
-    shape = view.shape(name)
-    back = [int(axis) for axis in np.argsort(order)]
-    if len(shape) != len(order):
+    if not _is_unmoved(view, name, order):
         return None
-    moving = [axis for axis in back if shape[axis] != 1]
-    if moving != sorted(moving) or 0 in shape:
-        return None
+    shape, back = view.shape(name), np.argsort(order)
     before, sizes = view.fresh(f"{name}.transposed"), view.fresh(f"{name}.transposed.shape")
     constants[sizes] = np.array([shape[axis] for axis in back], np.int64)
     reshapes.append(Node("Reshape", (name, sizes), (before,), {}, name))
@@ -126,7 +158,7 @@ def _reshaped(
 def _softmax(view: View, node: Node) -> Patch | None:
     if node.op not in ("Softmax", "LogSoftmax"):
         return None
-    order = _only_for(view, node.inputs[0], node)
+    order = _order_for(view, node.inputs[0], node)
     if order is None:
         return None
     axis = order[node.get("axis", -1)]
@@ -136,7 +168,7 @@ def _softmax(view: View, node: Node) -> Patch | None:
 def _concat(view: View, node: Node) -> Patch | None:
     if node.op != "Concat":
         return None
-    orders = [_only_for(view, name, node) for name in node.inputs]
+    orders = [_order_for(view, name, node) for name in node.inputs]
     order = orders[0]
     if order is None or any(other != order for other in orders):
         return None
@@ -147,7 +179,7 @@ def _concat(view: View, node: Node) -> Patch | None:
 def _reduction(view: View, node: Node) -> Patch | None:
     if node.op not in REDUCTIONS or not node.input(1):
         return None
-    order = _only_for(view, node.inputs[0], node)
+    order = _order_for(view, node.inputs[0], node)
     axes = integers(view, node.inputs[1])
     if order is None or not axes:
         return None
@@ -160,6 +192,33 @@ def _reduction(view: View, node: Node) -> Patch | None:
         return Patch(patch.remove, patch.add, constants)
     left = [axis for axis in order if axis not in reduced]
     return Patch((node,), (node.with_(inputs=inputs),), constants) if left == sorted(left) else None
+
+
+def _split(view: View, node: Node) -> Patch | None:
+    if node.op != "Split" or (order := _order_for(view, node.inputs[0], node)) is None:
+        return None
+    if node.input(1) and view.constant(node.input(1)) is None:
+        return None
+    before = tuple(view.fresh(f"{name}.before") if name else "" for name in node.outputs)
+    inputs = (_source(view, node.inputs[0]), *node.inputs[1:])
+    axis = order[node.get("axis", 0)]
+    moved = node.with_(inputs=inputs, outputs=before, attributes={**node.attributes, "axis": axis})
+    pairs = [(old, new) for old, new in zip(before, node.outputs) if new]
+    turned = [Node("Transpose", (old,), (new,), {"perm": order}, node.name) for old, new in pairs]
+    return Patch((node,), (moved, *turned))
+
+
+def _pad(view: View, node: Node) -> Patch | None:
+    if node.op != "Pad" or node.input(3) or (order := _order_for(view, node.inputs[0], node)) is None:
+        return None
+    pads = integers(view, node.inputs[1])
+    if pads is None:
+        return None
+    back, rank = np.argsort(order), len(order)
+    name = view.fresh(f"{node.outputs[0]}.pads")
+    constants = {name: np.array([pads[d + half] for half in (0, rank) for d in back], np.int64)}
+    patch = _behind(view, node, (_source(view, node.inputs[0]), name, *node.inputs[2:]), order)
+    return Patch(patch.remove, patch.add, constants)
 
 
 def _softmax_before_reshape(view: View, node: Node) -> Patch | None:
@@ -209,6 +268,8 @@ PASS = pattern_pass(
     _softmax,
     _concat,
     _reduction,
+    _split,
+    _pad,
     _before_reshape,
     _softmax_before_reshape,
 )

@@ -24,7 +24,7 @@ from coresident.runtime.files import read_in_place, write_atomically
 from coresident.runtime.program import Port, Program, Step, Word
 
 MAGIC = b"\x89CRES\r\n\x1a"
-VERSION = 1
+VERSION = 2
 """Of the file's form; rises with every change of it or of `Program`."""
 
 _FIXED = struct.Struct("<8sII32s")
@@ -175,7 +175,11 @@ def _string(value: object) -> str:
 
 
 def _port(port: dict[str, Any]) -> Port:
-    return Port(_string(port["name"]), _string(port["dtype"]), tuple(_size(size) for size in port["shape"]))
+    counts = tuple((_size(axis), _size(output)) for axis, output in port["counts"])
+    shape = tuple(_size(size) for size in port["shape"])
+    if not isinstance(port["hidden"], bool):
+        raise TypeError("an output is hidden or not")
+    return Port(_string(port["name"]), _string(port["dtype"]), shape, counts, port["hidden"])
 
 
 def _word(word: list[Any]) -> Word:

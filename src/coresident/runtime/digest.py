@@ -10,6 +10,8 @@ from pathlib import Path
 from coresident.runtime import cpu
 
 _CHUNK = 4 << 20
+_BUFFER = 64 << 10
+"""What is read at a time: memory that is at hand, and stays in a core's cache until it is hashed."""
 
 
 def digest(data: bytes | memoryview) -> str:
@@ -24,21 +26,22 @@ def digest(data: bytes | memoryview) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """The `digest` of a file, of which only a few pieces are in memory at a time.
+    """The `digest` of a file, which is not in memory at once.
 
     Raises:
         OSError: it can't be read.
     """
 
     def hash_some(parts: list[bytes], indices: range) -> None:
-        buffer = memoryview(bytearray(_CHUNK))
+        buffer = memoryview(bytearray(_BUFFER))
         with open(path, "rb", buffering=0) as stream:
             for index in indices:
                 stream.seek(index * _CHUNK)
-                filled = 0
-                while count := stream.readinto(buffer[filled:]):
-                    filled += count
-                parts[index] = hashlib.sha256(buffer[:filled]).digest()
+                piece, left = hashlib.sha256(), _CHUNK
+                while left and (count := stream.readinto(buffer[:left])):
+                    piece.update(buffer[:count])
+                    left -= count
+                parts[index] = piece.digest()
 
     return _combined(path.stat().st_size, hash_some)
 
@@ -47,7 +50,7 @@ def _combined(size: int, hash_some: Callable[[list[bytes], range], None]) -> str
     """The digest of the pieces' digests, which `hash_some` writes at the indices it is given."""
     count = max(-(-size // _CHUNK), 1)
     parts = [b""] * count
-    workers = min(cpu.usable_cores().count, count, 8)
+    workers = min(cpu.usable_cores().count, count, 8) if count > 1 else 1
     failures: list[OSError] = []
 
     def work(first: int) -> None:

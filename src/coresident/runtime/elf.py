@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from coresident.errors import ArtifactError
 from coresident.runtime.memory import PAGE, CodeMemory, round_up
@@ -26,8 +26,7 @@ _LIMIT = 1 << 30
 """More code than this can't be reached by PC-relative addresses with room to spare."""
 
 
-@dataclass(frozen=True)
-class _Section:
+class _Section(NamedTuple):
     name: str
     kind: int
     flags: int
@@ -44,16 +43,14 @@ class _Section:
         return bool(self.flags & _ALLOC) and self.size > 0 and not self.name.startswith(".eh_frame")
 
 
-@dataclass(frozen=True)
-class _Symbol:
+class _Symbol(NamedTuple):
     name: str
     binding: int
     section: int
     value: int
 
 
-@dataclass(frozen=True)
-class _Object:
+class _Object(NamedTuple):
     machine: str
     data: bytes | memoryview
     sections: tuple[_Section, ...]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import statistics
 import time
 import weakref
 from collections.abc import Collection, Sequence
@@ -180,6 +179,8 @@ class Executor:
         self._layout = _Layout(program, threads, self._entry, address)
         self._inputs = [_Place(port, places) for port, places in zip(program.inputs, self._layout.inputs)]
         self._outputs = [_Place(port, places) for port, places in zip(program.outputs, self._layout.outputs)]
+        self._cuts = _cuts(program.outputs)
+        self._shown = sum(not port.hidden for port in program.outputs)
         # Appending to and popping from a list are atomic: no lock that a fork could leave locked.
         self._free: list[_Context] = []
         self._closed = False
@@ -208,7 +209,18 @@ class Executor:
             self._launch(context)
         finally:
             self._release(context)
-        return outputs
+        return outputs if self._cuts is None else self._cut(outputs)
+
+    def _cut(self, outputs: list[Array]) -> list[Array]:
+        """The outputs without what lies beyond their counts."""
+        assert self._cuts is not None
+        results = []
+        for array, counts in zip(outputs[: self._shown], self._cuts):
+            for axis, counting in counts:
+                count = min(max(int(outputs[counting].item()), 0), array.shape[axis])
+                array = array[(*[slice(None)] * axis, slice(count))]
+            results.append(array.copy(order="C") if counts else array)
+        return results
 
     def profile(self, arrays: Sequence[Array], repeats: int = 10) -> list[float]:
         """Median seconds that each step takes when no two steps overlap.
@@ -232,7 +244,7 @@ class Executor:
         while time.perf_counter() - start < 5e-3:  # too short a time measures the clock badly
             pass
         second = (self._entry.ticks() - ticks) / (time.perf_counter() - start)
-        return [statistics.median(step) / second for step in zip(*durations)]
+        return [float(seconds) for seconds in np.median(durations, axis=0) / second]
 
     def close(self) -> None:
         """Give the contexts back; calls that are under way end well, later ones are refused."""
@@ -274,6 +286,17 @@ class Executor:
         if context.team is not team:
             context.join(team)
         team.run(self._entry.run, context.job)
+
+
+def _cuts(ports: Sequence[Port]) -> list[tuple[tuple[int, int], ...]] | None:
+    """For each output handed out, the dimensions whose size another output says; None if there are none."""
+    for port in ports:
+        for axis, counting in port.counts:
+            if axis >= len(port.shape) or counting >= len(ports):
+                raise ArtifactError(f"the output {port.name!r} is counted by nothing")
+            if ports[counting].dtype != "int64" or ports[counting].shape != (1,):
+                raise ArtifactError(f"the output {ports[counting].name!r} can't count")
+    return [port.counts for port in ports] if any(port.counts or port.hidden for port in ports) else None
 
 
 class _Place:

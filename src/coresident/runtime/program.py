@@ -17,11 +17,20 @@ Word = tuple[Literal["integer", "constant", "arena", "input", "output"], int]
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output as the user sees it: C-contiguous, `dtype` a numpy name ("float32")."""
+    """An input or output as the user sees it: C-contiguous, `dtype` a numpy name ("float32").
+
+    Args:
+        name, dtype, shape: of the array.
+        counts: of an output, (axis, index of another output) for each dimension that holds fewer elements
+            than the shape says: that output, one int64, says how many.
+        hidden: whether an output is there for others' counts alone, and is not handed out.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    counts: tuple[tuple[int, int], ...] = ()
+    hidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Program:
     """A compiled network for one CPU and one set of shapes.
 
     Args:
-        inputs, outputs: in the model's order.
+        inputs, outputs: in the model's order; hidden outputs come last.
         steps: in order of execution.
         objects: ELF relocatable objects that hold the kernels and the team's entry points.
         constants: packed weights and tables; 64-byte aligned once loaded.

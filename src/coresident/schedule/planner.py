@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from coresident.codegen import driver, llvm
+from coresident.codegen import driver
 from coresident.codegen.builder import Function
+from coresident.codegen.compilation import Compilation
 from coresident.codegen.target import Target
 from coresident.errors import Error, UnsupportedModel
-from coresident.graph.graph import Graph
+from coresident.graph.graph import Fact, Graph
 from coresident.kernels import families, movement
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Address, Operand, Tensor
+from coresident.runtime import cpu
+from coresident.runtime.memory import Memory
 from coresident.runtime.program import Port, Program, Step, Word
 from coresident.schedule import layouts, memory
 
@@ -52,16 +55,21 @@ class Planner:
     ) -> None:
         self._remarks = remarks or {}
         self._remark = ""
+        # What counts the elements of outputs is an output too, which the user does not see.
+        counting = (name for out in graph.outputs for _, name in _fact(graph, out).counts)
+        self._hidden = [name for name in dict.fromkeys(counting) if name not in graph.outputs]
+        graph = graph.with_(outputs=(*graph.outputs, *self._hidden))
         self.graph, self.target, self.threads, self.sparse = graph, target, threads, sparse
         self._places = layouts.assign(graph, target)
         self._tensors: dict[str, Tensor] = {}
         self._roots: dict[str, int] = {}
         self._copies: dict[tuple[str, Any], Tensor] = {}
         self._buffers: list[_Buffer] = []
-        self._constants = bytearray()
-        self._known_constants: dict[bytes, int] = {}
-        self._constant_sizes: dict[int, int] = {}
-        self._functions: dict[str, Function] = {}
+        self._constants: dict[int, np.ndarray[Any, Any]] = {}
+        self._constants_end = 0
+        self._alike_constants: dict[tuple[int, bytes], list[int]] = {}
+        self._symbols: set[str] = set()
+        self._code = Compilation(target, cpu.usable_cores().count)
         self._steps: list[tuple[str, tuple[Operand, ...], int, bool, dict[str, Any]]] = []
         self._scratch = 0
         self._node, self._op = "", ""
@@ -94,27 +102,30 @@ class Planner:
             self._roots[place.root] = root.storage.buffer
         return Tensor(name, dtype, place.layout, Address("arena", self._roots[place.root]))
 
-    def planar(self, name: str, halo: Sequence[tuple[int, int]] = (), fill: int = 0) -> Tensor:
+    def lies_planar(self, name: str, halo: Sequence[tuple[int, int]] = (), fill: int = 0) -> bool:
         tensor = self.tensor(name)
-        spatial = len(tensor.shape) - 2
-        wanted = tuple(halo) or ((0, 0),) * spatial
         layout = tensor.layout
         fact = self.graph.facts[name]
-        lanes = layouts.planar_layout(self.target, fact, (0,) * spatial, wanted, fill).slack
-        fits = (
+        lanes = layouts.planar_layout(self.target, fact, (0,) * (len(tensor.shape) - 2), (), fill).slack
+        return (
             tensor.dtype in layouts.PLANAR
             and not (tensor.storage.kind == "input" and layout.origin)
             and (layout.strides[-1] == 1 or layout.shape[-1] == 1)
             # Kernels read up to a vector past the end of a row: in the arena there is always room for that.
-            and (layout.slack >= lanes or (tensor.storage.kind == "arena" and not any(map(any, wanted))))
-            and all(have[0] >= want[0] and have[1] >= want[1] for have, want in zip(layout.halo[2:], wanted))
-            and (layout.fill == fill or not any(map(any, wanted)))
+            and (layout.slack >= lanes or (tensor.storage.kind == "arena" and not any(map(any, halo))))
+            and all(have[0] >= want[0] and have[1] >= want[1] for have, want in zip(layout.halo[2:], halo))
+            and (layout.fill == fill or not any(map(any, halo)))
         )
-        if fits:
+
+    def planar(self, name: str, halo: Sequence[tuple[int, int]] = (), fill: int = 0) -> Tensor:
+        tensor = self.tensor(name)
+        if self.lies_planar(name, halo, fill):
             return tensor
+        wanted = tuple(halo) or ((0, 0),) * (len(tensor.shape) - 2)
         key = (name, (wanted, fill))
         if key not in self._copies:
             gaps = tuple(max(pair) for pair in wanted)
+            fact = self.graph.facts[name]
             copy = self.temporary(layouts.planar_layout(self.target, fact, gaps, wanted, fill), tensor.dtype)
             movement.copy(self, tensor, copy, {"op": "Copy", "nodes": [name], "kernel": "copy to planes"})
             self._copies[key] = copy
@@ -146,15 +157,30 @@ class Planner:
         return tensor
 
     def constant(self, array: np.ndarray[Any, Any]) -> Address:
-        data = np.ascontiguousarray(array)
-        digest = hashlib.blake2b(data.tobytes(), digest_size=16).digest() + str(data.dtype).encode()
-        at = self._known_constants.get(digest)
-        if at is None:
-            self._constants += bytes(-len(self._constants) % _LINE)
-            at = self._known_constants[digest] = len(self._constants)
-            self._constants += data.tobytes()
-            self._constant_sizes[at] = data.nbytes
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        alike = self._alike_constants.setdefault((data.size, data[:_LINE].tobytes()), [])
+        for at in alike:
+            if np.array_equal(self._constants[at], data):
+                return Address("constant", 0, at)
+        at = -(-self._constants_end // _LINE) * _LINE
+        self._constants[at] = data
+        self._constants_end = at + data.size
+        alike.append(at)
         return Address("constant", 0, at)
+
+    def _constant_size(self, at: int) -> int:
+        """Bytes of the constant that begins there, 0 where none does."""
+        found = self._constants.get(at)
+        return 0 if found is None else found.size
+
+    def _packed_constants(self) -> memoryview:
+        """All constants in their places, aligned as the executor needs them."""
+        if not self._constants:
+            return memoryview(b"")
+        packed = Memory(self._constants_end)
+        for at, data in self._constants.items():
+            packed.view[at : at + data.size] = data.data
+        return packed.view[: self._constants_end].toreadonly()
 
     def scratch(self, size: int) -> None:
         self._scratch = max(self._scratch, -(-size // _LINE) * _LINE)
@@ -176,7 +202,7 @@ class Planner:
             if address.kind == "arena":
                 self._buffers[address.buffer].steps.append(index)
         touched = {t.storage: t.layout.elements * t.dtype.itemsize for t in (*reads, *writes)}
-        touched |= {o: self._constant_sizes.get(o.offset, 0) for o in places if o.kind == "constant"}
+        touched |= {o: self._constant_size(o.offset) for o in places if o.kind == "constant"}
         details: dict[str, Any] = {"nodes": [self._node], "op": self._op, "bytes": sum(touched.values())}
         if writes:
             details["shape"] = list(writes[0].shape)
@@ -191,28 +217,29 @@ class Planner:
         function.name = "kernel"
         content = function.text()
         function.name = f"{family}_{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-        self._functions.setdefault(function.name, function)
+        if function.name not in self._symbols:
+            self._symbols.add(function.name)
+            self._code.add(function)
         return function.name
 
     # The whole
 
     def program(self, info: dict[str, Any] | None = None) -> Program:
         """Lower every node and put the result together."""
-        self._lower()
+        with self._code:
+            self._lower()
+            objects = (driver.object_code(self.target), *self._code.objects())
         offsets, arena = self._memory()
         steps = []
         for symbol, operands, tasks, barrier, details in self._steps:
             words = tuple(self._word(operand, offsets) for operand in operands)
             steps.append(Step(symbol, words, tasks, barrier, details))
-        objects = [driver.object_code(self.target)]
-        if self._functions:
-            objects.append(llvm.compile_object(llvm.module_text(self._functions.values()), self.target))
         return Program(
             inputs=tuple(self._port(name) for name in self.graph.inputs),
-            outputs=tuple(self._port(name) for name in self.graph.outputs),
+            outputs=tuple(self._result(name) for name in self.graph.outputs),
             steps=tuple(steps),
-            objects=tuple(objects),
-            constants=bytes(self._constants),
+            objects=objects,
+            constants=self._packed_constants(),
             arena_bytes=arena,
             scratch_bytes=self._scratch,
             target=self.target.key,
@@ -267,9 +294,19 @@ class Planner:
         return ("input" if operand.kind == "input" else "output", operand.buffer)
 
     def _port(self, name: str) -> Port:
-        fact = self.graph.fact(name)
-        assert fact is not None
+        fact = _fact(self.graph, name)
         return Port(name, fact.dtype.name, fact.sizes)
+
+    def _result(self, name: str) -> Port:
+        counts = _fact(self.graph, name).counts
+        places = tuple((axis, self.graph.outputs.index(counting)) for axis, counting in counts)
+        return replace(self._port(name), counts=places, hidden=name in self._hidden)
+
+
+def _fact(graph: Graph, name: str) -> Fact:
+    fact = graph.fact(name)
+    assert fact is not None
+    return fact
 
 
 def _check_kernels(graph: Graph) -> None:

@@ -1,7 +1,10 @@
 """The operators, a family a file; importing this package enters all of them in the table."""
 
 from coresident.graph.operators import (
+    attention,
+    columns,
     convolution,
+    einsum,
     elementwise,
     gather,
     generation,
@@ -12,10 +15,16 @@ from coresident.graph.operators import (
     quantization,
     reduction,
     resize,
+    sampling,
+    scatter,
+    selection,
 )
 
 __all__ = [
+    "attention",
+    "columns",
     "convolution",
+    "einsum",
     "elementwise",
     "gather",
     "generation",
@@ -26,4 +35,7 @@ __all__ = [
     "quantization",
     "reduction",
     "resize",
+    "sampling",
+    "scatter",
+    "selection",
 ]

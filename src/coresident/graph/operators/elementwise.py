@@ -154,12 +154,13 @@ def _cast_like_reference(node: Node, arrays: Sequence[Array | None]) -> list[Arr
 
 
 def _dropout_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
-    training = optional(facts, 2)
+    x, ratio, training = required(facts, 0, "the data"), optional(facts, 1), optional(facts, 2)
     if training is not None and (training.value is None or bool(np.any(training.value))):
-        raise UnsupportedModel(
-            "Dropout in training mode; only its inference form, which passes the data on, is supported"
-        )
-    x = required(facts, 0, "the data")
+        drops = ratio is None or ratio.value is None or bool(np.any(ratio.value))
+        if drops:
+            raise UnsupportedModel(
+                "Dropout in training mode; only its inference form, which passes the data on, is supported"
+            )
     return [Fact(floating(x), x.sizes), Fact(np.dtype(bool), x.sizes)]
 
 
@@ -175,4 +176,4 @@ register("Elementwise", _expression_infer, _expression_reference)
 register("Sum", _sum_infer, _sum_reference)
 register("Mean", _sum_infer, _sum_reference)
 register("CastLike", _cast_like_infer, _cast_like_reference)
-register("Dropout", _dropout_infer, _dropout_reference)
+register("Dropout", _dropout_infer, _dropout_reference, operands=[1, 2])

@@ -1,13 +1,18 @@
-"""Operators that pick elements by index. Source: ONNX Gather-13, GatherElements-13, OneHot-28."""
+"""Operators that pick elements by index.
+
+Source: ONNX Gather-13, GatherElements-13, GatherND-13, OneHot-28.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from coresident.errors import InvalidModel
+from coresident.graph.composite import Body, composite
 from coresident.graph.graph import Fact, Node
 from coresident.graph.operator import register
 from coresident.graph.operators.operands import axis_in, required, values
@@ -15,7 +20,7 @@ from coresident.graph.operators.operands import axis_in, required, values
 Array = np.ndarray[Any, Any]
 
 
-def _check_indices(indices: Fact, size: int) -> None:
+def check_indices(indices: Fact, size: int) -> None:
     """Constant indices are checked while shapes are inferred; those known at run time only, by what runs."""
     if indices.dtype not in (np.int32, np.int64):
         raise InvalidModel(f"indices must be int32 or int64, not {indices.dtype}", shape=indices.shape)
@@ -28,7 +33,7 @@ def _gather_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
     x, indices = required(facts, 0, "the data"), required(facts, 1, "indices")
     shape = x.sizes
     axis = axis_in(int(node.get("axis", 0)), len(shape))
-    _check_indices(indices, shape[axis])
+    check_indices(indices, shape[axis])
     return [Fact(x.dtype, (*shape[:axis], *indices.sizes, *shape[axis + 1 :]))]
 
 
@@ -45,7 +50,7 @@ def _gather_elements_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fac
         raise InvalidModel(
             f"indices must fit into the data in all dimensions but {axis}", shape=(shape, wanted)
         )
-    _check_indices(indices, shape[axis])
+    check_indices(indices, shape[axis])
     return [Fact(x.dtype, wanted)]
 
 
@@ -54,6 +59,47 @@ def _gather_elements(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
     axis = axis_in(int(node.get("axis", 0)), x.ndim)
     cut = tuple(slice(None) if i == axis else slice(size) for i, size in enumerate(indices.shape))
     return [np.take_along_axis(x[cut], np.where(indices < 0, indices + x.shape[axis], indices), axis)]
+
+
+def linear_index(body: Body, indices: str, sizes: Sequence[int]) -> str:
+    """Indices [..., k] into k dimensions of these sizes as one number each: int64[...], in C order.
+
+    Negative ones count from the end; all are held to their dimension.
+    """
+    total = ""
+    for d, size in enumerate(sizes):
+        one = body.add("Cast", body.add("Gather", indices, body.constant(d, np.int64), axis=-1), to="int64")
+        end = body.constant(size, np.int64)
+        one = body.add(
+            "Where", body.add("Less", one, body.constant(0, np.int64)), body.add("Add", one, end), one
+        )
+        one = body.add("Clip", one, body.constant(0, np.int64), body.constant(max(size - 1, 0), np.int64))
+        stride = body.constant(prod(sizes[d + 1 :]), np.int64)
+        term = body.add("Mul", one, stride)
+        total = body.add("Add", total, term) if total else term
+    return total
+
+
+@composite("GatherND")
+def _gather_nd(body: Body) -> list[str]:
+    data, indices = body.inputs
+    shape, wanted, batch = body.shape(data), body.shape(indices), int(body.node.get("batch_dims", 0))
+    count = wanted[-1] if wanted else 0
+    if (
+        not 0 <= batch < len(wanted)
+        or count < 1
+        or batch + count > len(shape)
+        or shape[:batch] != wanted[:batch]
+    ):
+        raise InvalidModel(f"indices do not fit the data with {batch} batch_dims", shape=(shape, wanted))
+    picked = shape[batch : batch + count]
+    check_indices(body.fact(indices), max(picked))
+    index = linear_index(body, indices, picked)
+    if batch:
+        first = np.arange(prod(shape[:batch])).reshape(*shape[:batch], *(1,) * (len(wanted) - 1 - batch))
+        index = body.add("Add", index, body.constant(first * prod(picked), np.int64))
+    rows = body.reshape(data, prod(shape[:batch]) * prod(picked), *shape[batch + count :])
+    return [body.add("Gather", rows, index, axis=0)]
 
 
 def _depth(depth: Array | None) -> int:
@@ -83,4 +129,4 @@ def _one_hot(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
 
 register("Gather", _gather_infer, _gather)
 register("GatherElements", _gather_elements_infer, _gather_elements)
-register("OneHot", _one_hot_infer, _one_hot)
+register("OneHot", _one_hot_infer, _one_hot, operands=[1])

@@ -132,6 +132,6 @@ def _eye(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
 register("Constant", _constant_infer, _constant)
 register("Shape", _shape_infer, _shape)
 register("Size", _size_infer, _size)
-register("ConstantOfShape", _constant_of_shape_infer, _constant_of_shape)
-register("Range", _range_infer, _range)
+register("ConstantOfShape", _constant_of_shape_infer, _constant_of_shape, operands=[0])
+register("Range", _range_infer, _range, operands=[0, 1, 2])
 register("EyeLike", _eye_infer, _eye)

@@ -1,7 +1,7 @@
 """Operators that move elements: shapes, axes, joining, cutting, padding, repeating.
 
 Source: ONNX Reshape-25, Flatten-25, Squeeze-25, Unsqueeze-25, Transpose-25, Concat-13, Split-18, Slice-13,
-Pad-25, Expand-13, Tile-13, DepthToSpace-28, SpaceToDepth-28.
+Pad-25, Expand-13, Tile-13, DepthToSpace-28, SpaceToDepth-28, CenterCropPad-18, Trilu-14.
 
 Functions without an underscore turn operands into plain numbers, for the kernels as for the references.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from coresident.errors import InvalidModel
+from coresident.graph.composite import Body, composite
 from coresident.graph.graph import Fact, Node
 from coresident.graph.operator import register
 from coresident.graph.operators.operands import (
@@ -310,6 +311,37 @@ def _pad(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
     return [np.pad(kept, grown, mode=PAD_MODES[node.get("mode")])]  # type: ignore[call-overload]
 
 
+@composite("CenterCropPad", operands=[1])
+def _center_crop_pad(body: Body) -> list[str]:
+    x, (target,) = body.inputs[0], values([body.fact(name) for name in body.inputs], 1, ["the shape wanted"])
+    shape = body.shape(x)
+    wanted = integers(required([target], 0, "the shape wanted"), "the shape wanted")
+    axes = axes_in(body.node.get("axes", range(len(shape))), len(shape))
+    if len(wanted) != len(axes):
+        raise InvalidModel(f"{len(wanted)} sizes for {len(axes)} axes", shape=shape)
+    missing = {axis: size - shape[axis] for axis, size in zip(axes, wanted)}
+    # What can't be cut evenly loses one more at the end; what can't be filled evenly gets one more there.
+    starts = [max(-missing.get(d, 0), 0) // 2 for d in range(len(shape))]
+    ends = [start + min(size, size + missing.get(d, 0)) for d, (start, size) in enumerate(zip(starts, shape))]
+    cut = body.add("Slice", x, body.constant(starts, np.int64), body.constant(ends, np.int64))
+    grown = [max(missing.get(d, 0), 0) for d in range(len(shape))]
+    pads = [*(n // 2 for n in grown), *(n - n // 2 for n in grown)]
+    return [body.add("Pad", cut, body.constant(pads, np.int64))]
+
+
+@composite("Trilu", operands=[1])
+def _triangle(body: Body) -> list[str]:
+    """A constant mask of the last two dimensions, broadcast over the others."""
+    x = body.inputs[0]
+    shape = body.shape(x)
+    if len(shape) < 2:
+        raise InvalidModel("matrices are needed, in at least 2 dimensions", shape=shape)
+    (offset,) = values([body.fact(name) for name in body.inputs], 1, ["the diagonal"])
+    diagonal = 0 if offset is None else integers(offset, "the diagonal")[0]
+    keep = (np.triu if body.node.get("upper", 1) else np.tril)(np.ones(shape[-2:], bool), diagonal)
+    return [body.add("Where", body.constant(keep), x, body.like(0, x))]
+
+
 def expanded(shape: Shape, target: Array | None) -> Shape:
     """The shape that Expand gives."""
     if target is None:
@@ -394,16 +426,16 @@ def _space_to_depth(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
     return [blocks.transpose(order).reshape(n, c * b * b, h // b, w // b)]
 
 
-register("Reshape", _reshape_infer, _reshape)
+register("Reshape", _reshape_infer, _reshape, operands=[1])
 register("Flatten", _flatten_infer, _flatten)
-register("Squeeze", _squeeze_infer, _squeeze)
-register("Unsqueeze", _squeeze_infer, _squeeze)
+register("Squeeze", _squeeze_infer, _squeeze, operands=[1])
+register("Unsqueeze", _squeeze_infer, _squeeze, operands=[1])
 register("Transpose", _transpose_infer, _transpose)
 register("Concat", _concat_infer, _concat)
-register("Split", _split_infer, _split)
-register("Slice", _slice_infer, _slice)
-register("Pad", _pad_infer, _pad)
-register("Expand", _expand_infer, _expand)
-register("Tile", _tile_infer, _tile)
+register("Split", _split_infer, _split, operands=[1])
+register("Slice", _slice_infer, _slice, operands=[1, 2, 3, 4])
+register("Pad", _pad_infer, _pad, operands=[1, 3])
+register("Expand", _expand_infer, _expand, operands=[1])
+register("Tile", _tile_infer, _tile, operands=[1])
 register("DepthToSpace", _depth_to_space_infer, _depth_to_space)
 register("SpaceToDepth", _space_to_depth_infer, _space_to_depth)

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from coresident.errors import InvalidModel, UnsupportedModel
+from coresident.errors import InvalidModel
+from coresident.graph.composite import Body, composite, expands
+from coresident.graph.composite import reference as composite_reference
 from coresident.graph.graph import Fact, Node
 from coresident.graph.operator import register
 from coresident.graph.operators.operands import (
@@ -46,8 +48,6 @@ def _standardized(x: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Arra
 
 
 def _batch_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
-    if node.get("training_mode", 0):
-        raise UnsupportedModel("BatchNormalization in training mode; export the model for inference")
     x = required(facts, 0, "X")
     floating(x)
     channels = _channels(x)
@@ -56,10 +56,47 @@ def _batch_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
             raise InvalidModel(
                 f"{what} must be [{channels}], one number a channel", shape=required(facts, i, what).shape
             )
-    return [Fact(x.dtype, x.sizes)]
+    running = [Fact(required(facts, i, "a statistic").dtype, (channels,)) for i in (3, 4)]
+    return [Fact(x.dtype, x.sizes), *(running if node.get("training_mode", 0) else ())]
+
+
+@expands("BatchNormalization")
+def _batch_training(body: Body) -> list[str] | None:
+    """In training mode by the statistics of the batch, which join the running ones."""
+    node, (x, scale, bias, mean_so_far, variance_so_far) = body.node, body.inputs
+    if not node.get("training_mode", 0):
+        return None
+    rank = len(body.shape(x))
+    axes = body.constant([d for d in range(rank) if d != 1], np.int64)
+    center = body.add("ReduceMean", x, axes, keepdims=1)
+    apart = body.add("Sub", x, center)
+    variance = body.add("ReduceMean", body.add("Mul", apart, apart), axes, keepdims=1)
+    column = (body.shape(x)[1], *(1,) * (rank - 2))
+    deviation = body.add("Sqrt", body.add("Add", variance, body.like(node.get("epsilon", 1e-5), x)))
+    y = body.add("Mul", body.add("Div", apart, deviation), body.reshape(scale, *column))
+    results = [body.add("Add", y, body.reshape(bias, *column))]
+    momentum = float(node.get("momentum", 0.9))
+    for before, now in ((mean_so_far, center), (variance_so_far, variance)):
+        kept = body.add("Mul", before, body.like(momentum, before))
+        new = body.add("Mul", body.reshape(now, *column[:1]), body.like(1 - momentum, now))
+        results.append(body.add("Add", kept, new))
+    return results[: len(node.outputs)]
+
+
+@composite("MeanVarianceNormalization")
+def _mean_variance(body: Body) -> list[str]:
+    (x,) = body.inputs
+    axes = body.constant(body.node.get("axes", (0, 2, 3)), np.int64)
+    apart = body.add("Sub", x, body.add("ReduceMean", x, axes, keepdims=1))
+    variance = body.add("ReduceMean", body.add("Mul", apart, apart), axes, keepdims=1)
+    # The 1e-9 is that of the function body that ONNX gives.
+    deviation = body.add("Add", body.add("Sqrt", variance), body.like(1e-9, x))
+    return [body.add("Div", apart, deviation)]
 
 
 def _batch_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
+    if node.get("training_mode", 0):
+        return composite_reference(node, arrays)
     x = required(arrays, 0, "X")
     scale, b, mean, variance = (
         _per_channel(required(arrays, i, "a statistic"), x.ndim).astype(x.dtype, copy=False)

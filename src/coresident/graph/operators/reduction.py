@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from coresident.errors import InvalidModel
+from coresident.graph.composite import Body, expands
 from coresident.graph.graph import Fact, Node
 from coresident.graph.operator import register
 from coresident.graph.operators.operands import (
@@ -59,9 +60,16 @@ def _reduce_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
     extreme = node.op in ("ReduceMax", "ReduceMin")
     if x.dtype.kind not in ("iufb" if extreme else "f" if node.op in FLOAT_ONLY else "iuf"):
         raise InvalidModel(f"a number is needed, not {x.dtype}", shape=x.shape)
-    if extreme and any(x.sizes[a] == 0 for a in axes):
-        raise InvalidModel("the extreme of no elements", shape=x.shape)
     return [Fact(x.dtype, _without(x.sizes, axes, bool(node.get("keepdims", 1))))]
+
+
+def extreme_of_none(dtype: np.dtype[Any], largest: bool) -> float:
+    """What ReduceMax (largest) or ReduceMin gives of no elements: the least or greatest value of the type."""
+    if dtype.kind == "f":
+        return -np.inf if largest else np.inf
+    if dtype.kind == "b":
+        return 0 if largest else 1
+    return int(np.iinfo(dtype).min if largest else np.iinfo(dtype).max)
 
 
 def _mean(x: Array, axes: Axes) -> Array:
@@ -77,8 +85,8 @@ def _log_sum_exp(x: Array, axes: Axes) -> Array:
 REDUCTIONS: dict[str, Callable[[Array, Axes], Array]] = {
     "ReduceSum": lambda x, axes: np.sum(x, axis=axes, keepdims=True, dtype=x.dtype),
     "ReduceMean": _mean,
-    "ReduceMax": lambda x, axes: np.max(x, axis=axes, keepdims=True),
-    "ReduceMin": lambda x, axes: np.min(x, axis=axes, keepdims=True),
+    "ReduceMax": lambda x, axes: np.max(x, axis=axes, keepdims=True, initial=extreme_of_none(x.dtype, True)),
+    "ReduceMin": lambda x, axes: np.min(x, axis=axes, keepdims=True, initial=extreme_of_none(x.dtype, False)),
     "ReduceProd": lambda x, axes: np.prod(x, axis=axes, keepdims=True, dtype=x.dtype),
     "ReduceL1": lambda x, axes: np.sum(np.abs(x), axis=axes, keepdims=True, dtype=x.dtype),
     "ReduceL2": lambda x, axes: np.sqrt(np.sum(np.square(x), axis=axes, keepdims=True, dtype=x.dtype)),
@@ -134,7 +142,17 @@ def _hardmax_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array
     return [y]
 
 
-def _cumsum_axis(axis: Array | None, rank: int) -> int:
+@expands("Hardmax")
+def _hardmax(body: Body) -> list[str]:
+    (x,) = body.inputs
+    axis = axis_in(int(body.node.get("axis", -1)), len(body.shape(x)))
+    largest = body.add("ArgMax", x, axis=axis, keepdims=0)
+    depth = body.constant(body.shape(x)[axis], np.int64)
+    return [body.add("OneHot", largest, depth, body.constant([0, 1], body.dtype(x)), axis=axis)]
+
+
+def cumulated_axis(axis: Array | None, rank: int) -> int:
+    """The axis that CumSum runs along, from its second input, counted from the front."""
     if axis is None:
         raise InvalidModel("input 1, axis, is missing")
     numbers = integers(axis, "axis")
@@ -143,15 +161,15 @@ def _cumsum_axis(axis: Array | None, rank: int) -> int:
     return axis_in(numbers[0], rank)
 
 
-def _cumsum_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
+def _cumulated_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
     x = required(facts, 0, "the data")
-    _cumsum_axis(values(facts, 1, ["axis"])[0], len(x.shape))
+    cumulated_axis(values(facts, 1, ["axis"])[0], len(x.shape))
     return [Fact(x.dtype, x.sizes)]
 
 
-def _cumsum_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
+def _cumulated(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
     x = required(arrays, 0, "the data")
-    axis = _cumsum_axis(optional(arrays, 1), x.ndim)
+    axis = cumulated_axis(optional(arrays, 1), x.ndim)
     directed = np.flip(x, axis) if node.get("reverse", 0) else x
     total = np.cumsum(directed, axis=axis, dtype=x.dtype)
     if node.get("exclusive", 0):
@@ -161,10 +179,10 @@ def _cumsum_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]
 
 
 for _name in REDUCTIONS:
-    register(_name, _reduce_infer, _reduce_reference)
+    register(_name, _reduce_infer, _reduce_reference, operands=[1])
 register("ArgMax", _arg_infer, _arg_reference)
 register("ArgMin", _arg_infer, _arg_reference)
 register("Softmax", _softmax_infer, _softmax_reference)
 register("LogSoftmax", _softmax_infer, _softmax_reference)
 register("Hardmax", _softmax_infer, _hardmax_reference)
-register("CumSum", _cumsum_infer, _cumsum_reference)
+register("CumSum", _cumulated_infer, _cumulated, operands=[1])

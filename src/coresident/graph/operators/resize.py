@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from coresident.errors import InvalidModel, UnsupportedModel
+from coresident.errors import InvalidModel
 from coresident.graph.graph import Fact, Node
 from coresident.graph.operator import register
 from coresident.graph.operators.conversion import converting
@@ -52,9 +52,17 @@ class AxisResize:
 
 @dataclass(frozen=True)
 class _Scaling:
-    """The new size of an axis, its scale, and the part of the input that tf_crop_and_resize looks at."""
+    """How one axis is scaled.
+
+    Args:
+        size: the new one.
+        length: the same before it was rounded down.
+        scale: asked for, or new size by old.
+        start, end: the part of the input that tf_crop_and_resize looks at.
+    """
 
     size: int
+    length: np.float32
     scale: np.float32
     start: np.float32
     end: np.float32
@@ -71,10 +79,9 @@ def resize_axes(node: Node, shape: tuple[int, ...], operands: Sequence[Array | N
     Raises:
         InvalidModel: scales and sizes are both there or both left out, do not fit the data, or
             a mode does not exist.
-        UnsupportedModel: antialias with an axis that shrinks.
     """
     scalings = _scalings(node, shape, operands)
-    _check_modes(node, list(scalings.values()))
+    _check_modes(node)
     axes = []
     for axis, scaling in sorted(scalings.items()):
         same = scaling.size == shape[axis] and scaling.scale == 1
@@ -98,11 +105,9 @@ def _present(operand: Array | None) -> Array | None:
     return operand if operand is not None and operand.size else None
 
 
-def _check_modes(node: Node, scalings: Sequence[_Scaling]) -> None:
-    mode = _attribute(node, "mode", MODES)
+def _check_modes(node: Node) -> None:
+    _attribute(node, "mode", MODES)
     _attribute(node, "nearest_mode", NEAREST_MODES)
-    if node.get("antialias", 0) and mode != "nearest" and any(s.scale < 1 for s in scalings):
-        raise UnsupportedModel("antialias while shrinking; only without antialias, or while growing")
 
 
 def _scalings(node: Node, shape: tuple[int, ...], operands: Sequence[Array | None]) -> dict[int, _Scaling]:
@@ -127,10 +132,12 @@ def _scalings(node: Node, shape: tuple[int, ...], operands: Sequence[Array | Non
         if not np.all(np.isfinite(factors) & (factors > 0)):
             raise InvalidModel(f"scales {factors.tolist()} must be finite and greater than 0")
         # Runtimes multiply in float32, which may round up to a whole number.
-        news = [int(v) for v in np.floor(old * (ends - starts) * factors if crop else old * factors)]
+        lengths = old * (ends - starts) * factors if crop else old * factors
+        news = [int(v) for v in np.floor(lengths)]
     else:
         news, factors = _sizes(node, old, integers(given, "sizes"))
-    return {axis: _Scaling(*each) for axis, each in zip(named, zip(news, factors, starts, ends))}
+        lengths = np.asarray(news, np.float32)
+    return {axis: _Scaling(*each) for axis, each in zip(named, zip(news, lengths, factors, starts, ends))}
 
 
 def _sizes(node: Node, old: Array, wanted: tuple[int, ...]) -> tuple[list[int], Array]:
@@ -152,7 +159,7 @@ def _coordinates(mode: str, size: int, scaling: _Scaling) -> Array:
     i, scale = np.arange(scaling.size, dtype=number), scaling.scale
     half, last, last_out = number(0.5), number(size - 1), number(scaling.size - 1)
     if mode == "align_corners":
-        return i * last / last_out if scaling.size > 1 else np.zeros_like(i)
+        return i * last / (scaling.length - 1) if scaling.size > 1 else np.zeros_like(i)
     if mode == "asymmetric":
         return np.asarray(i / scale)
     if mode == "tf_half_pixel_for_nn":
@@ -190,12 +197,14 @@ def _axis(node: Node, axis: int, size: int, scaling: _Scaling) -> AxisResize:
     else:
         base = np.floor(x)
         share = x - base
-        if mode == "linear":
+        if node.get("antialias", 0) and scaling.scale < 1 and scaling.size:
+            positions, weights = _wide(base, share, scaling.scale, mode, _sharpness(node))
+        elif mode == "linear":
             positions = base[:, None] + np.arange(2, dtype=np.float32)
             weights = np.stack([1 - share, share], 1)
         else:
             positions = base[:, None] + np.arange(-1, 3, dtype=np.float32)
-            weights = _cubic(share, np.float32(node.get("cubic_coeff_a", -0.75)))
+            weights = _cubic(share, _sharpness(node))
         if node.get("exclude_outside", 0):
             weights = np.where((positions >= 0) & (positions < size), weights, np.float32(0))
             weights = weights / weights.sum(1, keepdims=True)
@@ -203,16 +212,30 @@ def _axis(node: Node, axis: int, size: int, scaling: _Scaling) -> AxisResize:
     return AxisResize(axis, indices, weights.astype(np.float32), outside)
 
 
+def _sharpness(node: Node) -> np.float32:
+    return np.float32(node.get("cubic_coeff_a", -0.75))
+
+
+def _wide(base: Array, share: Array, scale: np.float32, mode: str, a: np.float32) -> tuple[Array, Array]:
+    """Positions and weights of the kernel stretched by 1 / scale, so that each input counts (antialias)."""
+    radius = np.float32(1 if mode == "linear" else 2)
+    first = np.floor(-radius / scale) + 1
+    steps = first + np.arange(2 * (radius - first), dtype=np.float32)
+    distances = np.abs(steps - share[:, None]) * scale
+    weights = np.maximum(1 - distances, 0) if mode == "linear" else _keys(distances, a)
+    return base[:, None] + steps, weights / weights.sum(1, keepdims=True)
+
+
 def _cubic(share: Array, a: np.float32) -> Array:
-    """Weights of the four neighbours at distances 1 + s, s, 1 - s, 2 - s. Source: Keys 1981, equation 4."""
+    """Weights of the four neighbours at distances 1 + s, s, 1 - s, 2 - s."""
+    return _keys(np.stack([share + 1, share, 1 - share, 2 - share], 1), a)
 
-    def far(d: Array) -> Array:
-        return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
 
-    def near(d: Array) -> Array:
-        return ((a + 2) * d - (a + 3)) * d * d + 1
-
-    return np.stack([far(share + 1), near(share), near(1 - share), far(2 - share)], 1)
+def _keys(d: Array, a: np.float32) -> Array:
+    """The weight of an input at a distance. Source: Keys 1981, equation 4."""
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    return np.where(d <= 1, near, np.where(d < 2, far, np.float32(0)))
 
 
 OPERANDS = ("roi", "scales", "sizes")
@@ -228,7 +251,7 @@ def _infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
     shape = tuple(scalings[i].size if i in scalings else size for i, size in enumerate(x.sizes))
     if min(x.sizes, default=1) == 0 and min(shape, default=1) > 0:
         raise InvalidModel("data without elements can't be resized", shape=x.shape)
-    _check_modes(node, list(scalings.values()))
+    _check_modes(node)
     return [Fact(x.dtype, shape)]
 
 
@@ -255,4 +278,4 @@ def _reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
     return [np.asarray(y).astype(x.dtype)]
 
 
-register("Resize", *converting(_infer, _reference))
+register("Resize", *converting(_infer, _reference), operands=[1, 2, 3])
