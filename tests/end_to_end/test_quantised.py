@@ -76,7 +76,8 @@ def test_statically_quantised(
         pytest.skip("ONNX Runtime can't run what its tool makes of these types")
     model = quantised.statically_quantised(tmp_path, form, activations, weights, per_channel)
     graph = optimised(model)
-    assert quantised.products([node.op for node in graph.nodes]) == (7, 0)
+    # The tool leaves transposed convolutions in floats in one of its forms.
+    assert quantised.products([node.op for node in graph.nodes]) == ((8, 0) if form == "QDQ" else (7, 1))
     inner = {graph.facts[n].dtype for node in graph.nodes for n in node.outputs} - {np.dtype(np.float32)}
     assert inner == {np.dtype(activations)}
     check(model, exactly=form == "QOperator")
@@ -84,7 +85,7 @@ def test_statically_quantised(
 
 def test_dynamically_quantised(tmp_path: Path) -> None:
     model = quantised.dynamically_quantised(tmp_path)
-    assert quantised.products([node.op for node in optimised(model).nodes]) == (7, 0)
+    assert quantised.products([node.op for node in optimised(model).nodes]) == (7, 1)
     x = quantised.picture(99)
     got = Session(model, threads=2, cache=False).run(None, {"x": x})
     for mine, other in zip(got, theirs(model, x, as_written=True)):

@@ -182,3 +182,36 @@ def test_types_of_the_newest_forms() -> None:
     proto = model_of([node], {"x": x}, ["y"], {"s": np.float32(0.1)}, 21)
     assert infer(read(proto.SerializeToString())).facts["y"].dtype == np.int8
     check_model(proto, {"x": x})
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("raw", [True, False])
+def test_weights_of_4_bits(signed: bool, raw: bool) -> None:
+    numbers = np.arange(15).reshape(3, 5) - (8 if signed else 0)
+    kind = onnx.TensorProto.INT4 if signed else onnx.TensorProto.UINT4
+    low, high = np.append(numbers.ravel(), 0)[0::2] & 15, np.append(numbers.ravel(), 0)[1::2] & 15
+    data = (low | high << 4).astype(np.uint8)
+    weights = onnx.TensorProto(name="w", data_type=kind, dims=[3, 5])
+    if raw:
+        weights.raw_data = data.tobytes()
+    else:
+        weights.int32_data.extend(int(v) for v in data)
+    node = helper.make_node("DequantizeLinear", ["w", "s"], ["d"], name="node")
+    proto = model_of(
+        [node, helper.make_node("MatMul", ["x", "d"], ["y"])],
+        {"x": normal(2, 3)},
+        ["y"],
+        {"s": np.float32(0.1)},
+    )
+    proto.graph.initializer.append(weights)
+    x = normal(2, 3)
+    got = evaluate(infer(read(proto.SerializeToString())), {"x": x})["y"]
+    np.testing.assert_allclose(got, x @ (numbers * np.float32(0.1)), rtol=1e-5)
+
+
+def test_results_of_4_bits_are_refused() -> None:
+    node = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"], name="node")
+    proto = model_of([node], {"x": normal(2, 3)}, ["y"], {"s": np.float32(0.1)})
+    proto.graph.initializer.append(onnx.TensorProto(name="z", data_type=onnx.TensorProto.INT4, raw_data=b"0"))
+    with pytest.raises(UnsupportedModel, match="4 bits"):
+        read(proto.SerializeToString())

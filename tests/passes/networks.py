@@ -49,6 +49,32 @@ class Net:
         return infer(Graph(inputs, outputs, tuple(self.nodes), self.constants, self.facts))
 
 
+class QuantisedNet(Net):
+    """A net that quantises and dequantises."""
+
+    def q(self, x: str, scale: float = 0.03, point: int = 7, dtype: str = "uint8") -> str:
+        return str(self("QuantizeLinear", x, self.constant(scale), self.constant(point, dtype)))
+
+    def dq(self, x: str, scale: float = 0.03, point: int = 7, dtype: str = "uint8") -> str:
+        return str(self("DequantizeLinear", x, self.constant(scale), self.constant(point, dtype)))
+
+    def qdq(self, x: str, scale: float = 0.03, point: int = 7, dtype: str = "uint8") -> str:
+        return self.dq(self.q(x, scale, point, dtype), scale, point, dtype)
+
+    def bytes(self, *shape: int, dtype: str = "int8") -> str:
+        bounds = np.iinfo(dtype)
+        rng = np.random.default_rng((len(self.constants), *shape))
+        return self.constant(rng.integers(bounds.min, bounds.max, shape), dtype)
+
+    def weights(self, *shape: int, axis: int | None = 0, dtype: str = "int8", point: int = 0) -> str:
+        """Dequantised constant bytes, with a scale for each index of an axis."""
+        size = () if axis is None else (shape[axis],)
+        scale = self.constant(np.linspace(0.002, 0.01, max(sum(size), 1)).reshape(size) if size else 0.004)
+        points = self.constant(np.full(size, point), dtype)
+        attributes = {} if axis is None else {"axis": axis}
+        return str(self("DequantizeLinear", self.bytes(*shape, dtype=dtype), scale, points, **attributes))
+
+
 def feeds(graph: Graph, seed: int) -> dict[str, np.ndarray[Any, Any]]:
     """Random inputs, [-4, 4) for floats."""
     generator = np.random.default_rng(seed)

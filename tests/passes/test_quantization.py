@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from networks import Net, applied, counts, feeds, only
+from networks import Net, QuantisedNet, applied, counts, feeds, only
 
 from coresident.graph.graph import Graph
 from coresident.graph.operator import evaluate
@@ -20,32 +20,6 @@ from coresident.passes import (
 )
 from coresident.passes.pipeline import optimise
 from coresident.passes.verify import verify
-
-
-class QuantisedNet(Net):
-    """A net that quantises and dequantises."""
-
-    def q(self, x: str, scale: float = 0.03, point: int = 7, dtype: str = "uint8") -> str:
-        return str(self("QuantizeLinear", x, self.constant(scale), self.constant(point, dtype)))
-
-    def dq(self, x: str, scale: float = 0.03, point: int = 7, dtype: str = "uint8") -> str:
-        return str(self("DequantizeLinear", x, self.constant(scale), self.constant(point, dtype)))
-
-    def qdq(self, x: str, scale: float = 0.03, point: int = 7, dtype: str = "uint8") -> str:
-        return self.dq(self.q(x, scale, point, dtype), scale, point, dtype)
-
-    def bytes(self, *shape: int, dtype: str = "int8") -> str:
-        bounds = np.iinfo(dtype)
-        rng = np.random.default_rng((len(self.constants), *shape))
-        return self.constant(rng.integers(bounds.min, bounds.max, shape), dtype)
-
-    def weights(self, *shape: int, axis: int | None = 0, dtype: str = "int8", point: int = 0) -> str:
-        """Dequantised constant bytes, with a scale for each index of an axis."""
-        size = () if axis is None else (shape[axis],)
-        scale = self.constant(np.linspace(0.002, 0.01, max(sum(size), 1)).reshape(size) if size else 0.004)
-        points = self.constant(np.full(size, point), dtype)
-        attributes = {} if axis is None else {"axis": axis}
-        return str(self("DequantizeLinear", self.bytes(*shape, dtype=dtype), scale, points, **attributes))
 
 
 def settled(graph: Graph) -> Graph:
@@ -395,6 +369,13 @@ def test_the_scale_joins_a_sum_of_dequantised_values() -> None:
     after = merged(net.graph(net.q(net("Clip", net("Add", a, b), net.constant(0.5)), 0.07, 5), a))
     assert scales(after) == [1.0]
     assert counts(after)["DequantizeLinear"] == 3
+
+
+def test_the_scale_joins_one_factor_of_two() -> None:
+    net = QuantisedNet()
+    a = net("Sigmoid", net.input(1, 4, 5, 5))
+    after = merged(net.graph(net.q(net("Mul", a, net.dq(net.input(1, 4, 1, 1, dtype="uint8"))), 0.07, 5)))
+    assert scales(after) == [1.0]
 
 
 def test_the_scale_stays_where_others_read_the_value() -> None:

@@ -23,7 +23,7 @@ from coresident.graph.operator import OPERATORS
 from coresident.graph.operators.elementwise import attributes_of
 from coresident.graph.operators.generation import constant_value
 from coresident.onnx import functions, quantized, text
-from coresident.onnx.tensors import array_of, dtype_of
+from coresident.onnx.tensors import HALF_BYTES, array_of, dtype_of
 from coresident.onnx.upgrade import NEWEST_OPSET, OLDEST_OPSET, UPGRADES, Rewriter
 
 Array = np.ndarray[Any, Any]
@@ -94,8 +94,13 @@ def _graph(model: onnx.ModelProto, directory: Path | None) -> Graph:
     _check_names(graph)
     initializers = {t.name: array_of(t, directory, f"initializer {t.name!r}") for t in graph.initializer}
     facts = {i.name: _input_fact(i) for i in graph.input if i.name not in initializers}
+    small = {t.name for t in graph.initializer if t.data_type in HALF_BYTES}
     nodes: list[Node] = []
     for i, proto in enumerate(graph.node):
+        if proto.op_type == "QuantizeLinear" and small.intersection(proto.input):
+            raise UnsupportedModel(
+                "quantised to 4 bits; only constants have so few", node=proto.name, op=proto.op_type
+            )
         node = _node(proto, i, opset, directory)
         if node.op == "Constant":
             initializers[node.outputs[0]] = _constant(node)

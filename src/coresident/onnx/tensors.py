@@ -31,6 +31,12 @@ DTYPES: dict[int, np.dtype[Any]] = {
 }
 """Element types of the format -> numpy's."""
 
+HALF_BYTES: dict[int, np.dtype[Any]] = {
+    TensorProto.UINT4: np.dtype(np.uint8),
+    TensorProto.INT4: np.dtype(np.int8),
+}
+"""Element types of constants that lie two in a byte -> the type that they are read as."""
+
 MAX_RANK = 32
 """Dimensions of a tensor: numpy 1 has no more."""
 
@@ -66,7 +72,8 @@ def dtype_of(code: int, what: str) -> np.dtype[Any]:
 
 
 def array_of(tensor: TensorProto, directory: Path | None, what: str) -> Array:
-    """The array of a tensor, a read-only view of its bytes where they are numpy's; bfloat16 becomes float32.
+    """The array of a tensor, a read-only view of its bytes where they are numpy's; bfloat16 becomes float32,
+    and 4 bits become 8.
 
     Args:
         tensor: as read.
@@ -79,7 +86,12 @@ def array_of(tensor: TensorProto, directory: Path | None, what: str) -> Array:
         ExternalDataError: its external data can't be used.
     """
     bfloat = tensor.data_type == TensorProto.BFLOAT16
-    dtype = np.dtype(np.uint16) if bfloat else dtype_of(tensor.data_type, what)
+    halves = HALF_BYTES.get(tensor.data_type)
+    dtype: np.dtype[Any]
+    if bfloat or halves is not None:
+        dtype = np.dtype(np.uint16 if bfloat else np.uint8)
+    else:
+        dtype = dtype_of(tensor.data_type, what)
     shape = tuple(tensor.dims)
     if any(size < 0 for size in shape):
         raise InvalidModel(f"{what} has a negative size", shape=shape)
@@ -90,6 +102,7 @@ def array_of(tensor: TensorProto, directory: Path | None, what: str) -> Array:
         raise InvalidModel(f"{what} has {len(shape)} dimensions; at most {MAX_RANK} are allowed")
     if prod(max(size, 1) for size in shape) * dtype.itemsize > sys.maxsize:
         raise InvalidModel(f"{what} is larger than any memory", shape=shape)
+    elements, count = count, count if halves is None else -(-count // 2)
     if tensor.data_location == TensorProto.EXTERNAL:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         flat = _raw(
@@ -101,6 +114,10 @@ def array_of(tensor: TensorProto, directory: Path | None, what: str) -> Array:
         flat = _typed(tensor, dtype, count, what)
     if bfloat:
         flat = (flat.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if halves is not None:
+        # The first of two lies in the low bits; shifting down as a signed number brings the sign along.
+        pairs = np.stack([flat << 4, flat & 0xF0], axis=-1).view(halves) >> 4
+        flat = pairs.ravel()[:elements]
     result = flat.reshape(shape)
     result.flags.writeable = False
     return result

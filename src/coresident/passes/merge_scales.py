@@ -85,6 +85,12 @@ class _Division:
             over = None if constant is None else self._constant(node.inputs[index], constant)
             if over is not None:
                 return tuple(over if i == index else name for i, name in enumerate(node.inputs))
+        for index in (0, 1):
+            maker = self.view.maker(node.inputs[index])
+            if maker is not None and maker.op == "DequantizeLinear":
+                over = self.of(node.inputs[index], node)
+                if over is not None:
+                    return tuple(over if i == index else name for i, name in enumerate(node.inputs))
         return None
 
     def _constant(self, name: str, constant: Array) -> str | None:
