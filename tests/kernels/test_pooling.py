@@ -9,7 +9,6 @@ import pytest
 from guarded import check_emission, check_lowering, random_array, random_layout
 from support import EMIT_TARGETS, RUN_TARGETS, TARGETS, check_node, graph_of
 
-from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
 from coresident.kernels.layout import Layout
 
@@ -124,13 +123,6 @@ def test_global_pools(op: str, target: str, spatial: tuple[int, ...]) -> None:
             tolerance=1e-5,
             hint=layout,
         )
-
-
-def test_indices_are_refused() -> None:
-    node = Node("MaxPool", ("x",), ("y", "where"), {"kernel_shape": (2, 2)}, "pool")
-    x = np.zeros((1, 1, 4, 4), np.float32)
-    with pytest.raises(UnsupportedModel, match="indices"):
-        check_lowering(graph_of([node], {"x": x}, ["y", "where"]), {"x": x})
 
 
 @pytest.mark.parametrize("target", EMIT_TARGETS)
