@@ -154,6 +154,29 @@ def test_gemm_6() -> None:
     np.testing.assert_allclose(y, a @ b + c, rtol=1e-5, atol=1e-5)
 
 
+def _old(node: onnx.NodeProto, x: np.ndarray, opset: int) -> np.ndarray:
+    """What is made of a form that ONNX Runtime no longer has."""
+    graph = read(model_of([node], {"x": x}, ["y"], opset=opset).SerializeToString())
+    return evaluate(infer(bound(graph, {"x": x.shape})), {"x": x})["y"]
+
+
+def test_forms_before_opset_6() -> None:
+    x = normal(2, 3, 4)
+    reshape = helper.make_node("Reshape", ["x"], ["y"], shape=[2, -1], consumed_inputs=[0])
+    np.testing.assert_array_equal(_old(reshape, x, 1), x.reshape(2, 12))
+    cast = helper.make_node("Cast", ["x"], ["y"], to="INT64")
+    np.testing.assert_array_equal(_old(cast, x, 5), x.astype(np.int64))
+    pad = helper.make_node("Pad", ["x"], ["y"], paddings=[0, 1, 0, 0, 0, 2], value=3.0)
+    np.testing.assert_array_equal(_old(pad, x, 1), np.pad(x, ((0, 0), (1, 0), (0, 2)), constant_values=3))
+    relu = helper.make_node("Relu", ["x"], ["y"], consumed_inputs=[0])
+    np.testing.assert_array_equal(_old(relu, x, 1), np.maximum(x, 0))
+    selu = helper.make_node("Selu", ["x"], ["y"])
+    np.testing.assert_allclose(_old(selu, x, 1), np.where(x > 0, x, 1.6732 * np.expm1(x)) * 1.0507, rtol=1e-5)
+    tile = helper.make_node("Tile", ["x", "x", "x"], ["y"])
+    with pytest.raises(UnsupportedModel, match="Tile"):
+        read(model_of([tile], {"x": x}, ["y"], opset=1).SerializeToString())
+
+
 def test_forms_without_a_newest_one() -> None:
     x, s = normal(2, 3, 5), normal(3)
     feeds = {"x": x, "s": s}

@@ -7,9 +7,10 @@ import math
 import numpy as np
 
 from coresident.codegen.builder import Function, Value
-from coresident.codegen.types import I64
+from coresident.codegen.types import I1, I64
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
+from coresident.kernels.heap import Entry, Heap
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Plan, lowers
 from coresident.kernels.scalar import Access, digits, items
@@ -20,9 +21,9 @@ Corners = tuple[tuple[Value, Value], tuple[Value, Value]]
 
 @lowers("SelectBoxes")
 def select_boxes(node: Node, plan: Plan) -> None:
-    """Each class takes its best box, drops what that hides and finds the next best at once.
+    """Each class takes the best box that is left, until it has enough, and keeps it if none kept hides it.
 
-    The boxes kept of all classes are then put one behind another.
+    Those kept of all classes are then put one behind another.
     """
     boxes, scores = plan.tensor(node.inputs[0]), plan.tensor(node.inputs[1])
     y, count = (plan.tensor(name) for name in node.outputs)
@@ -37,10 +38,10 @@ def select_boxes(node: Node, plan: Plan) -> None:
     found = plan.temporary(Layout.contiguous((groups,)), np.int64)
     named = [plan.tensor(name) if name else None for name in (node.input(3), node.input(4))]
     thresholds = [tensor for tensor in named if tensor is not None]
-    plan.scratch(total * scores.dtype.itemsize)
+    plan.scratch(total * (8 + scores.dtype.itemsize))
     info = {"op": node.op, "nodes": [node.name], "kernel": "best boxes"}
     reads = [boxes, scores, *thresholds]
-    writes, cost = [picked, found], 8 * total * (kept + 1)
+    writes, cost = [picked, found], 20 * total + 10 * kept * kept
     with items(plan, "select_boxes", groups, cost, writes, reads, info) as (f, group, accesses):
         chosen, many, corners, score, *limits = accesses
         kind = score.kind
@@ -50,34 +51,39 @@ def select_boxes(node: Node, plan: Plan) -> None:
             for tensor, default in zip(named, (0.0, -math.inf))
         )
         n, c = digits(group, (batch, classes))
-        left, nothing = f["scratch"], f.constant(-math.inf, kind)
-        best, best_score, number = f.var(-1, I64), f.var(nothing), f.var(0, I64)
+        left, number = f.var(0, I64), f.var(0, I64)
+        scores_left = f.offset(f["scratch"], 8 * total)
 
-        def consider(i: Value, value: Value) -> None:
-            better = value > best_score.get()
-            best.set(f.select(better, i, best.get()))
-            best_score.set(f.select(better, value, best_score.get()))
+        def put(at: Value, entry: Entry) -> None:
+            f.store(entry[0], scores_left, at)
+            f.store(entry[1], f["scratch"], at)
+
+        def get(at: Value) -> Entry:
+            return f.load(kind, scores_left, at), f.load(I64, f["scratch"], at)
+
+        def better(a: Entry, b: Entry) -> Value:
+            return (a[0] > b[0]) | (a[0].equals(b[0]) & (a[1] < b[1]))
 
         with f.loop(0, total) as i:
             value = score.load(n, c, i)
-            value = f.select(value > least, value, nothing)
-            f.store(value, left, i)
-            consider(i, value)
-        with f.while_(lambda: (best.get() >= 0) & (number.get() < kept)):
-            taken = best.get()
-            chosen.store(taken, group, number.get())
-            number.set(number.get() + 1)
-            f.store(nothing, left, taken)
-            box = _corners(f, node, corners.at(n, taken))
-            best.set(-1)
-            best_score.set(nothing)
-            with f.loop(0, total) as i:
-                value = f.load(kind, left, i)
-                with f.when(value > nothing):
-                    hides = _hides(f, box, _corners(f, node, corners.at(n, i)), overlap)
-                    value = f.select(hides, nothing, value)
-                    f.store(value, left, i)
-                    consider(i, value)
+            with f.when(value > least):
+                put(left.get(), (value, i))
+                left.set(left.get() + 1)
+        heap, top = Heap(f, get, put, better), f.constant(0, I64)
+        heap.build(left.get())
+        with f.while_(lambda: (left.get() > 0) & (number.get() < kept)):
+            _, candidate = get(top)
+            left.set(left.get() - 1)
+            heap.sink(top, left.get(), get(left.get()))
+            box = _corners(f, node, corners.at(n, candidate))
+            other, hidden = f.var(0, I64), f.var(0, I1)
+            with f.while_(lambda: (other.get() < number.get()) & hidden.get().equals(0)):
+                rival = _corners(f, node, corners.at(n, chosen.load(group, other.get())))
+                hidden.set(_hides(f, rival, box, overlap))
+                other.set(other.get() + 1)
+            with f.when(hidden.get().equals(0)):
+                chosen.store(candidate, group, number.get())
+                number.set(number.get() + 1)
         many.store(number.get(), group)
     with items(plan, "gather_boxes", 1, 8 * groups * kept, [y, count], [picked, found], info) as (
         f,

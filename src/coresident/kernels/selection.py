@@ -11,10 +11,11 @@ import numpy as np
 
 from coresident.codegen.builder import Function, Value
 from coresident.codegen.math import Typed
-from coresident.codegen.types import I8, I64
+from coresident.codegen.types import I1, I8, I64
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
 from coresident.graph.operators.operands import axis_in
+from coresident.kernels.heap import Entry, Heap
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Plan, Tensor, lowers
 from coresident.kernels.scalar import Access, digits, items
@@ -22,48 +23,48 @@ from coresident.kernels.scalar import Access, digits, items
 
 @lowers("TopK")
 def top_k(node: Node, plan: Plan) -> None:
-    """Each element that belongs among the best so far is inserted there: few do, once the best are found."""
+    """The best so far stand in a heap with the worst of them on top, which is sorted in the end."""
     x, (values, indices) = plan.tensor(node.inputs[0]), (_wanted(plan, node, i) for i in (0, 1))
     if x.dtype.kind == "f" and x.dtype.itemsize < 4:
         raise UnsupportedModel(f"the largest of {x.dtype}; float32, float64 and integers are supported")
     axis = axis_in(int(node.get("axis", -1)), len(x.shape))
     others, length, count = [s for d, s in enumerate(x.shape) if d != axis], x.shape[axis], values.shape[axis]
     largest, dtype = bool(node.get("largest", 1)), x.dtype
-    info = {"op": node.op, "nodes": [node.name], "kernel": "insertion"}
+    info = {"op": node.op, "nodes": [node.name], "kernel": "heap"}
     lines = math.prod(others) if count else 0
     cost = 4 * length + 30 * count
     with items(plan, "top_k", lines, cost, [values, indices], [x], info) as (f, line, accesses):
         best, where, source = accesses
         place = digits(line, others)
 
-        def at(i: Value | int) -> tuple[Value | int, ...]:
+        def at(i: Value) -> tuple[Value | int, ...]:
             return (*place[:axis], i, *place[axis:])
 
+        def put(i: Value, entry: Entry) -> None:
+            best.store(entry[0], *at(i))
+            where.store(entry[1], *at(i))
+
         def better(new: Value, old: Value) -> Value:
+            """NaN is the worst."""
             a, b = Typed(new, dtype.name), Typed(old, dtype.name)
             wins = ((a > b) if largest else (a < b)).value
             return wins | (old.differs(old) & new.equals(new)) if dtype.kind == "f" else wins
 
-        with f.loop(0, length) as i:
+        def worse(a: Entry, b: Entry) -> Value:
+            """Of equals the one further behind."""
+            no_better = better(a[0], b[0]) ^ f.constant(1, I1)
+            return better(b[0], a[0]) | (no_better & (a[1] > b[1]))
+
+        heap = Heap(f, lambda i: (best.load(*at(i)), where.load(*at(i))), put, worse)
+        top, size = f.constant(0, I64), f.constant(count, I64)
+        with f.loop(0, count) as i:
+            put(i, (source.load(*at(i)), i))
+        heap.build(size)
+        with f.loop(count, length) as i:
             value = source.load(*at(i))
-            hole = f.var(i, I64)
-            with f.when(i >= count):
-                # The last of the best makes room, or the new one has no place.
-                hole.set(f.select(better(value, best.load(*at(count - 1))), f.constant(count - 1, I64), -1))
-            with f.when(hole.get() >= 0):
-
-                def moves() -> Value:
-                    # Before the first there is nothing: it is compared with itself, and does not move.
-                    before = f.maximum(hole.get() - 1, 0)
-                    return (hole.get() > 0) & better(value, best.load(*at(before)))
-
-                with f.while_(moves):
-                    before = hole.get() - 1
-                    best.store(best.load(*at(before)), *at(hole.get()))
-                    where.store(where.load(*at(before)), *at(hole.get()))
-                    hole.set(before)
-                best.store(value, *at(hole.get()))
-                where.store(i, *at(hole.get()))
+            with f.when(better(value, best.load(*at(top)))):
+                heap.sink(top, size, (value, i))
+        heap.sort(size)
 
 
 def _wanted(plan: Plan, node: Node, output: int) -> Tensor:

@@ -17,7 +17,6 @@ class _Expansion:
         self.nodes: list[Node] = []
         self.initializers: dict[str, Array] = dict(graph.initializers)
         self.facts: dict[str, Fact] = {name: graph.facts[name] for name in graph.inputs}
-        self.changed = False
         self._taken = {*graph.facts, *graph.initializers}
 
     def add(self, node: Node) -> None:
@@ -28,7 +27,6 @@ class _Expansion:
             self.nodes.append(node)
             self.facts.update({name: fact for name, fact in zip(node.outputs, inferred(node, facts)) if name})
             return
-        self.changed = True
         body, results = found
         self.initializers.update(body.initializers)
         names: dict[str, str] = {}
@@ -60,11 +58,11 @@ def _renamed(nodes: list[Node], names: dict[str, str]) -> Iterator[Node]:
 
 
 def _run(graph: Graph) -> Graph:
+    if all(expanded(node, [graph.fact(name) for name in node.inputs]) is None for node in graph.nodes):
+        return graph
     expansion = _Expansion(graph)
     for node in graph.nodes:
         expansion.add(node)
-    if not expansion.changed:
-        return graph
     return graph.with_(
         nodes=tuple(expansion.nodes), initializers=expansion.initializers, facts=expansion.facts
     )

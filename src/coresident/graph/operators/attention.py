@@ -79,24 +79,25 @@ def _bias(body: Body, q: str, queries: int, keys: int, past: int) -> tuple[str, 
     node, lengths = body.node, body.input(6)
     if lengths and body.input(4):
         raise InvalidModel("nonpad_kv_seqlen can't be combined with a past")
-    offset = -queries if lengths else past
-    # How far key j lies behind where query i stands, but for the lengths that are known at run time only.
-    ahead = np.arange(keys) - np.arange(queries)[:, None] - offset
+    # Where query i stands among the keys, but for the lengths that are known at run time only.
+    stands = np.arange(queries)[:, None] + (-queries if lengths else past)
     left, right = int(node.get("left_window_size", -1)), int(node.get("right_window_size", -1))
     most = min([0] * bool(node.get("is_causal", 0)) + [right] * (right >= 0), default=None)
     allowed: list[str] = []
+    places = body.constant(np.arange(keys), np.int64)
+    query = body.constant(stands, np.int64)
     if lengths:
-        batch = body.shape(lengths)[0]
-        length = body.reshape(lengths, batch, 1, 1, 1)
-        kind = body.dtype(lengths)
-        allowed.append(body.add("Less", body.constant(np.arange(keys), kind), length))
-        if most is not None:
-            allowed.append(body.add("LessOrEqual", body.constant(ahead - most, kind), length))
-        if left >= 0:
-            allowed.append(body.add("LessOrEqual", length, body.constant(ahead + left, kind)))
-    elif most is not None or left >= 0:
-        seen = np.ones(ahead.shape, bool) if most is None else ahead <= most
-        allowed.append(body.constant(seen & (ahead >= -left) if left >= 0 else seen))
+        length = body.add("Cast", body.reshape(lengths, body.shape(lengths)[0], 1, 1, 1), to="int64")
+        query = body.add("Add", query, length)
+        allowed.append(body.add("Less", places, length))
+    if most is not None:
+        allowed.append(body.add("LessOrEqual", places, body.add("Add", query, body.constant(most, np.int64))))
+    if left >= 0:
+        first = body.add("Sub", query, body.constant(left, np.int64))
+        allowed.append(body.add("GreaterOrEqual", places, first))
+    lowest = 0 if left < 0 else np.maximum(stands - left, 0)
+    highest = keys - 1 if most is None else np.minimum(stands + most, keys - 1)
+    all_see = not lengths and not body.input(3) and bool(np.all(lowest <= highest))
     mask = _mask(body, keys)
     if mask and body.dtype(mask) == np.bool_:
         allowed.append(mask)
@@ -106,11 +107,10 @@ def _bias(body: Body, q: str, queries: int, keys: int, past: int) -> tuple[str, 
     both = allowed[0]
     for other in allowed[1:]:
         both = body.add("And", both, other)
-    known = body.value(both)
     bias = body.add("Where", both, body.like(0, q), body.like(-np.inf, q))
     if mask:
         bias = body.add("Add", bias, mask)
-    return bias, bool(mask) or known is None or not known.any(-1).all()
+    return bias, not all_see
 
 
 def _mask(body: Body, keys: int) -> str:

@@ -331,15 +331,17 @@ def _center_crop_pad(body: Body) -> list[str]:
 
 @composite("Trilu", operands=[1])
 def _triangle(body: Body) -> list[str]:
-    """A constant mask of the last two dimensions, broadcast over the others."""
+    """What lies on one side of a diagonal; the places in a row and in a column are compared."""
     x = body.inputs[0]
     shape = body.shape(x)
     if len(shape) < 2:
         raise InvalidModel("matrices are needed, in at least 2 dimensions", shape=shape)
     (offset,) = values([body.fact(name) for name in body.inputs], 1, ["the diagonal"])
     diagonal = 0 if offset is None else integers(offset, "the diagonal")[0]
-    keep = (np.triu if body.node.get("upper", 1) else np.tril)(np.ones(shape[-2:], bool), diagonal)
-    return [body.add("Where", body.constant(keep), x, body.like(0, x))]
+    columns = body.constant(np.arange(shape[-1]))
+    bounds = body.constant(np.arange(shape[-2])[:, None] + diagonal)
+    side = "GreaterOrEqual" if body.node.get("upper", 1) else "LessOrEqual"
+    return [body.add("Where", body.add(side, columns, bounds), x, body.like(0, x))]
 
 
 def expanded(shape: Shape, target: Array | None) -> Shape:

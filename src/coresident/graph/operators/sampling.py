@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 
 @composite("AffineGrid", operands=[1])
 def _affine_grid(body: Body) -> list[str]:
-    """The places of all pixels, homogeneous, times the matrices."""
+    """The matrices times the places of all pixels, column by column: x, y and perhaps z, and 1."""
     theta = body.inputs[0]
     (size,) = values([body.fact(name) for name in body.inputs], 1, ["size"])
     spatial = integers(required([size], 0, "size"), "size")[2:]
@@ -33,11 +33,13 @@ def _affine_grid(body: Body) -> list[str]:
         )
     # Pixel centres from -1 to 1; with align_corners the outermost lie there, else their outer edges.
     inner = [1 if body.node.get("align_corners", 0) else (n - 1) / n for n in spatial]
-    lines = [np.linspace(-edge, edge, n) for edge, n in zip(inner, spatial)]
-    places = np.stack([*reversed(np.meshgrid(*lines, indexing="ij")), np.ones(spatial)], axis=-1)
-    points = body.constant(places.reshape(-1, rank + 1), body.dtype(theta))
-    grid = body.add("MatMul", points, body.transpose(theta, 0, 2, 1))
-    return [body.reshape(grid, batch, *spatial, rank)]
+    matrix = body.reshape(theta, batch, *[1] * rank, rank, rank + 1)
+    grid = body.add("Gather", matrix, body.constant(rank, np.int64), axis=-1)
+    for d, (edge, count) in enumerate(zip(inner, spatial)):
+        line = np.linspace(-edge, edge, count).reshape(-1, *[1] * (rank - d))
+        column = body.add("Gather", matrix, body.constant(rank - 1 - d, np.int64), axis=-1)
+        grid = body.add("Add", grid, body.add("Mul", column, body.constant(line, body.dtype(theta))))
+    return [grid]
 
 
 GRID_MODES = {
