@@ -6,8 +6,10 @@ import contextlib
 import importlib.util
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +23,7 @@ from coresident.errors import ArtifactError, InputError
 from coresident.runtime import abi, artifact, cpu
 from coresident.runtime.executor import Executor
 from coresident.runtime.program import Port, Program, Step
+from coresident.runtime.streams import Requests, Streams
 from coresident.source import Source
 
 if TYPE_CHECKING:
@@ -72,6 +75,10 @@ class Session:
     Args:
         model: path or content of an ONNX model, or of a compiled artifact.
         threads: to run on; None for the physical cores that this process may use.
+        streams: teams that the threads are split into. Each runs one inference at a time, all with the same
+            copy of the weights: more inferences a second, each of which takes longer. Callers wait for a free
+            team. (With one thread there is no team, and callers run beside each other.)
+        requests: how many of `run_async` may wait; None for four for each stream.
         cache: whether compiled code may be kept in, and taken from, the user's cache.
         treat_zeros_as_dense: multiply by weights that are zero as well, to measure what skipping them saves.
         programs: how many programs of different sizes to keep.
@@ -91,10 +98,23 @@ class Session:
         cache: bool = True,
         treat_zeros_as_dense: bool = False,
         programs: int = 8,
+        streams: int = 1,
+        requests: int | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"{threads} threads; at least 1 is needed, or None for all physical cores")
         self.threads = threads or cpu.usable_cores().count
+        if not 1 <= streams <= self.threads:
+            raise InputError(
+                f"{streams} streams; from 1 to as many as there are threads, {self.threads}, can be"
+            )
+        if requests is not None and requests < 1:
+            raise InputError(f"room for {requests} requests; at least 1 is needed")
+        self.streams = streams
+        self._team = self.threads // streams
+        self._streams = Streams(streams)
+        self._requests = Requests(streams, 4 * streams if requests is None else requests)
+        weakref.finalize(self, self._requests.close, wait=False).atexit = False
         self._limit = max(programs, 1)
         self._lock = threading.Lock()
         self._executors: OrderedDict[Binding, Executor] = OrderedDict()
@@ -106,7 +126,7 @@ class Session:
             self._ready(_parsed(source))
             return
         store = caches.open_cache(enabled=cache)
-        self._compiler = _Compiler(source, store, self.threads, sparse=not treat_zeros_as_dense)
+        self._compiler = _Compiler(source, store, self._team, sparse=not treat_zeros_as_dense)
         program = self._compiler.fixed()
         if program is not None:
             self._compiler = None
@@ -122,7 +142,10 @@ class Session:
         self._inputs = [NodeArg.of(port) for port in program.inputs]
         self._outputs = [NodeArg.of(port) for port in program.outputs if not port.hidden]
         self._dtypes = [np.dtype(one.dtype) for one in self._inputs]
-        self._fixed = Executor(program, self.threads, _features())
+        self._fixed = self._loaded(program)
+
+    def _loaded(self, program: Program) -> Executor:
+        return Executor(program, self._team, _features(), self.streams)
 
     def get_inputs(self) -> list[NodeArg]:
         """What `run` must be fed."""
@@ -149,8 +172,35 @@ class Session:
         """
         chosen = None if output_names is None else self._chosen(output_names)
         arrays = self._arrays(feeds)
-        outputs = self._executor(arrays).run(arrays)
+        outputs = self._infer(self._executor(arrays), arrays)
         return outputs if chosen is None else [outputs[i] for i in chosen]
+
+    def _infer(self, executor: Executor, arrays: Sequence[Array]) -> list[Array]:
+        if self.streams == 1:  # the team itself lets one caller in at a time
+            return executor.run(arrays)
+        stream = self._streams.take()
+        try:
+            return executor.run(arrays, stream)
+        finally:
+            self._streams.give(stream)
+
+    def run_async(
+        self, output_names: Sequence[str] | None, feeds: Mapping[str, Array]
+    ) -> Future[list[Array]]:
+        """Have an inference made; as many run at once as there are streams, the others wait in order.
+
+        Waits itself while as many wait as there is room for; a callback of an earlier future does not.
+
+        Args:
+            output_names, feeds: as for `run`. The arrays must not change until the future is done.
+
+        Returns:
+            The outputs, or the error that `run` would have raised.
+
+        Raises:
+            ResourceError: the session is closed, or the system starts no threads.
+        """
+        return self._requests.submit(lambda: self.run(output_names, feeds))
 
     def profile(self, feeds: Mapping[str, Array], repeats: int = 10) -> list[tuple[Step, float]]:
         """Every step of the program for these feeds, with the median seconds that it takes.
@@ -175,7 +225,11 @@ class Session:
         return self._executor(self._arrays(feeds)).program
 
     def close(self) -> None:
-        """Give memory back now; calls under way end well, later ones raise ResourceError."""
+        """Give memory back now; calls under way end well, later ones raise ResourceError.
+
+        Requests that `run_async` took are answered first.
+        """
+        self._requests.close()
         for executor in [*self._executors.values(), *([self._fixed] if self._fixed else [])]:
             executor.close()
 
@@ -227,7 +281,7 @@ class Session:
             if executor is None:
                 sizes = {one.name: shape for one, shape in zip(self._inputs, shapes)}
                 values = {self._inputs[i].name: arrays[i].copy() for i in self._bound}
-                executor = Executor(self._compiler.bound(sizes, values), self.threads, _features())
+                executor = self._loaded(self._compiler.bound(sizes, values))
                 self._executors[binding] = executor
                 while len(self._executors) > self._limit:
                     self._executors.popitem(last=False)

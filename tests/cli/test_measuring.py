@@ -48,6 +48,16 @@ def test_benchmark_of_free_sizes(free_model: Path, capsys: pytest.CaptureFixture
     assert "no input 'z'" in capsys.readouterr().err
 
 
+def test_benchmark_of_streams(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    several = ["--streams", "2", "--threads", "2"]
+    record = _json(capsys, "benchmark", model, *QUICK, *several, "--against", "onnxruntime", "--json")
+    assert (record["threads"], record["streams"]) == (2, 2)
+    assert record["engines"]["coresident"]["per_second"] > 0
+    assert record["engines"]["onnxruntime"]["times_slower"] > 0
+    assert main(["benchmark", str(model), *QUICK, "--streams", "2"]) == 1
+    assert "streams" in capsys.readouterr().err
+
+
 def test_benchmark_prints_a_table(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", str(model), *QUICK]) == 0
     captured = capsys.readouterr()

@@ -14,7 +14,7 @@ from coresident.measure.turns import Result, take_turns
 
 
 def _result(*outputs: np.ndarray, times: tuple[float, ...] = (1.0,)) -> Result:
-    return Result("one", tuple(np.full(5, seconds) for seconds in times), 0.0, 0, outputs)
+    return Result("one", tuple(np.full(5, seconds) for seconds in times), 0.0, 0, outputs, times)
 
 
 @pytest.fixture
@@ -44,10 +44,24 @@ def test_turns(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
         assert result.error(results["onnxruntime"]) == 0
 
 
+def test_several_calls_at_once(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORESIDENT_CACHE", "0")
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    engines = {"coresident": "", "onnxruntime": "", "openvino": ""}
+    results, _ = take_turns(model, {"file": x}, engines, 2, streams=2, rounds=1, seconds=0.05)
+    assert {"coresident", "onnxruntime"} <= set(results)
+    for result in results.values():
+        assert np.array_equal(result.outputs[0], -x)
+        assert len(result.times) >= 6
+        assert result.walls[0] >= 0.05
+        assert result.rates[0] == len(result.times) / result.walls[0]
+
+
 def test_ratios_are_of_rounds() -> None:
     ours, theirs = _result(times=(1.0, 10.0, 1.0)), _result(times=(2.0, 20.0, 2.0))
     assert ours.faster_than(theirs) == 2
     assert theirs.faster_than(ours) == 0.5
+    assert ours.serves_more_than(theirs) == 2
 
 
 def test_errors_are_shares_of_the_range() -> None:

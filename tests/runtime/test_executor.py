@@ -71,7 +71,7 @@ def test_the_caller_finishes_alone_if_no_worker_comes(monkeypatch: pytest.Monkey
     executor = Executor(program, 3)
     alone = team.Team(3, executor._entry)
     alone.close()
-    monkeypatch.setattr("coresident.runtime.executor.team_of", lambda threads, entry: alone)
+    monkeypatch.setattr("coresident.runtime.executor.team_of", lambda *of: alone)
     assert (executor.run([])[0] == 1).all()
     assert (executor.run([])[0] == 2).all()
 

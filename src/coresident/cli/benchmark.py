@@ -49,13 +49,21 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=duration, default=1.0, help="of one engine's turn (default: 1)")
     parser.add_argument("--rounds", type=positive, default=5, help="turns of each engine (default: 5)")
     add_threads(parser)
+    parser.add_argument(
+        "--streams",
+        type=positive,
+        default=1,
+        metavar="K",
+        help="inferences under way at once, which share the threads: more a second, each slower "
+        "(default: 1, the shortest time of one inference)",
+    )
     add_shapes(parser)
     add_json(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     threads = arguments.threads or cpu.usable_cores().count
-    with Session(arguments.model, threads=threads) as session:
+    with Session(arguments.model, threads=threads, streams=arguments.streams) as session:
         inputs = session.get_inputs()
     shapes = fixed_shapes({one.name: one.shape for one in inputs}, dict(arguments.shape), arguments.batch)
     feeds = random_feeds(shapes, {one.name: np.dtype(one.dtype) for one in inputs})
@@ -66,16 +74,18 @@ def _run(arguments: argparse.Namespace) -> int:
             feeds,
             engines,
             threads,
+            streams=arguments.streams,
             rounds=arguments.rounds,
             seconds=arguments.seconds,
             progress=progress.now,
         )
     if OURS not in results:
         raise Error(failures[OURS])
-    record = summary(results, failures, _batch(shapes))
+    record = summary(results, failures, _batch(shapes), arguments.streams)
     record = {
         "model": str(arguments.model),
         "threads": threads,
+        "streams": arguments.streams,
         "shapes": {name: list(shape) for name, shape in shapes.items()},
         "rounds": arguments.rounds,
         "seconds": arguments.seconds,
@@ -92,16 +102,20 @@ def _batch(shapes: Mapping[str, Sequence[int]]) -> int:
     return next((shape[0] for shape in shapes.values() if shape), 1)
 
 
-def summary(results: Mapping[str, Result], failures: Mapping[str, str], batch: int) -> dict[str, Any]:
+def summary(
+    results: Mapping[str, Result], failures: Mapping[str, str], batch: int, streams: int = 1
+) -> dict[str, Any]:
     """The figures of a comparison as JSON values; errors are shares of the outputs' range.
 
-    Outputs are compared with those of onnxruntime, or of the first other engine where it did not run.
+    Others are slower by the time of an inference or, with several streams, by the inferences a second. Outputs
+    are compared with those of onnxruntime, or of the first other engine where it did not run.
     """
     others = [name for name in results if name != OURS]
     reference = "onnxruntime" if "onnxruntime" in results else next(iter(others), None)
     engines = {}
     for name, result in results.items():
-        times = result.times * 1e3
+        times, ours = result.times * 1e3, results[OURS]
+        slower = ours.faster_than(result) if streams == 1 else ours.serves_more_than(result)
         engines[name] = {
             "median_ms": result.median * 1e3,
             "mean_ms": float(times.mean()),
@@ -109,10 +123,10 @@ def summary(results: Mapping[str, Result], failures: Mapping[str, str], batch: i
             "p99_ms": float(np.percentile(times, 99)),
             "min_ms": float(times.min()),
             "runs": len(times),
-            "per_second": batch / float(result.times.mean()),
+            "per_second": batch * len(times) / sum(result.walls),
             "ready_s": result.ready,
             "resident_mb": result.resident_bytes / 1e6,
-            "times_slower": None if name == OURS else results[OURS].faster_than(result),
+            "times_slower": None if name == OURS else slower,
             "max_error": None if reference in (name, None) else result.error(results[reference]),
         }
     return {"batch": batch, "reference": reference, "engines": engines, "failures": dict(failures)}
@@ -120,7 +134,8 @@ def summary(results: Mapping[str, Result], failures: Mapping[str, str], batch: i
 
 def _tell(record: Mapping[str, Any]) -> None:
     shapes = ", ".join(f"{name} {report.sizes(shape)}" for name, shape in record["shapes"].items())
-    title = f"{record['model']}, {record['threads']} threads, {shapes}"
+    streams = f" in {record['streams']} streams" if record["streams"] > 1 else ""
+    title = f"{record['model']}, {record['threads']} threads{streams}, {shapes}"
     titles = (
         "median ms",
         "mean",

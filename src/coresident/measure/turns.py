@@ -36,6 +36,7 @@ class Result:
         ready: seconds to load the model and run it once.
         resident_bytes: of its process while running; 0 where unknown.
         outputs: of one inference.
+        walls: seconds of each round; several calls may have been under way at once.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Result:
     ready: float
     resident_bytes: int
     outputs: tuple[Array, ...]
+    walls: tuple[float, ...]
 
     @property
     def times(self) -> Array:
@@ -56,6 +58,15 @@ class Result:
     @property
     def medians(self) -> Array:
         return np.array([np.median(times) for times in self.rounds])
+
+    @property
+    def rates(self) -> Array:
+        """Calls a second, of each round."""
+        return np.array([len(times) / wall for times, wall in zip(self.rounds, self.walls)])
+
+    def serves_more_than(self, other: Result) -> float:
+        """How many times as many calls a second as another, the median over rounds."""
+        return float(np.median(self.rates / other.rates))
 
     def faster_than(self, other: Result) -> float:
         """How many times as fast as another, the median over rounds."""
@@ -138,6 +149,7 @@ def take_turns(
     engines: Mapping[str, str],
     threads: int,
     *,
+    streams: int = 1,
     rounds: int = 5,
     seconds: float = 1.0,
     progress: Callable[[str], None] = lambda text: None,
@@ -149,6 +161,7 @@ def take_turns(
         feeds: the inputs of every inference.
         engines: those of `worker.ENGINES`, and the Python that each runs in ("" is this one).
         threads: of each engine.
+        streams: calls under way at once, which share the threads.
         rounds: how often each has its turn.
         seconds: of a turn.
         progress: is told what happens.
@@ -170,7 +183,8 @@ def take_turns(
         images.write_arrays(folder / "feeds.npz", feeds)
         for name, python in engines.items():
             progress(f"loading {name}")
-            command = [python or sys.executable, script, name, path, str(folder / "feeds.npz"), str(threads)]
+            numbers = [str(threads), str(streams)]
+            command = [python or sys.executable, script, name, path, str(folder / "feeds.npz"), *numbers]
             try:
                 engine = _Engine(name, command, log)
                 stack.callback(engine.close)
@@ -180,6 +194,7 @@ def take_turns(
                 failures[name] = str(error)
         outputs = {name: _outputs(engine, folder / "outputs.npz") for name, engine in running.items()}
         times: dict[str, list[Array]] = {name: [] for name in running}
+        walls: dict[str, list[float]] = {name: [] for name in running}
         resident = dict.fromkeys(running, 0)
         for number in range(rounds):
             for name, engine in running.items():
@@ -189,8 +204,10 @@ def take_turns(
                 answer = engine.ask(do="time", seconds=seconds, file=str(file))
                 resident[name] = int(answer["resident_bytes"])
                 times[name].append(np.load(file))
+                walls[name].append(float(answer["seconds"]))
     results = {
-        name: Result(name, tuple(times[name]), ready[name], resident[name], outputs[name]) for name in running
+        name: Result(name, tuple(times[name]), ready[name], resident[name], outputs[name], tuple(walls[name]))
+        for name in running
     }
     return results, failures
 

@@ -155,6 +155,7 @@ class Executor:
         program: compiled for this machine.
         threads: of the team that runs it, at least 1.
         features: of this machine's CPU, by LLVM's names; None for what the system tells, if it does.
+        streams: how many teams of so many threads may run it at once.
 
     Raises:
         TargetError: the code is for another kind of CPU, or uses a feature that this one lacks.
@@ -162,7 +163,9 @@ class Executor:
         ResourceError: no memory, or executable memory is refused.
     """
 
-    def __init__(self, program: Program, threads: int, features: Collection[str] | None = None) -> None:
+    def __init__(
+        self, program: Program, threads: int, features: Collection[str] | None = None, streams: int = 1
+    ) -> None:
         if threads < 1:
             raise InputError(f"{threads} threads; at least 1 is needed")
         found = cpu.features() if features is None else features
@@ -182,16 +185,18 @@ class Executor:
         self._cuts = _cuts(program.outputs)
         self._shown = sum(not port.hidden for port in program.outputs)
         # Appending to and popping from a list are atomic: no lock that a fork could leave locked.
-        self._free: list[_Context] = []
+        # A list for each stream: a context that changed teams would be bound to both until its end.
+        self._free: list[list[_Context]] = [[] for _ in range(streams)]
         self._closed = False
-        if threads > 1:
-            team_of(threads, self._entry)
+        for stream in range(streams if threads > 1 else 0):
+            team_of(threads, self._entry, stream)
 
-    def run(self, arrays: Sequence[Array]) -> list[Array]:
+    def run(self, arrays: Sequence[Array], stream: int = 0) -> list[Array]:
         """One inference.
 
         Args:
             arrays: one for each of the program's inputs, in order, C-contiguous, of its dtype and shape.
+            stream: which of the teams runs it.
 
         Returns:
             New arrays, one for each output, in order.
@@ -201,14 +206,14 @@ class Executor:
             ResourceError: no memory, or the executor is closed.
         """
         try:
-            context = self._free.pop()
+            context = self._free[stream].pop()
         except IndexError:
             context = self._context()
         try:
             outputs = self._bind(context, arrays)
-            self._launch(context)
+            self._launch(context, stream)
         finally:
-            self._release(context)
+            self._release(context, stream)
         return outputs if self._cuts is None else self._cut(outputs)
 
     def _cut(self, outputs: list[Array]) -> list[Array]:
@@ -249,17 +254,18 @@ class Executor:
     def close(self) -> None:
         """Give the contexts back; calls that are under way end well, later ones are refused."""
         self._closed = True
-        self._free.clear()
+        for free in self._free:
+            free.clear()
 
     def _context(self, profile: bool = False) -> _Context:
         if self._closed:
             raise ResourceError("the session is closed")
         return _Context(self._layout, profile)
 
-    def _release(self, context: _Context) -> None:
-        self._free.append(context)
+    def _release(self, context: _Context, stream: int) -> None:
+        self._free[stream].append(context)
         if self._closed:
-            self._free.clear()
+            self._free[stream].clear()
 
     def _bind(self, context: _Context, arrays: Sequence[Array]) -> list[Array]:
         """Write the addresses of inputs and new outputs into the words."""
@@ -278,11 +284,11 @@ class Executor:
                 words[word] = address
         return outputs
 
-    def _launch(self, context: _Context) -> None:
+    def _launch(self, context: _Context, stream: int = 0) -> None:
         if self.threads == 1:
             self._entry.run(context.job)
             return
-        team = team_of(self.threads, self._entry)
+        team = team_of(self.threads, self._entry, stream)
         if context.team is not team:
             context.join(team)
         team.run(self._entry.run, context.job)

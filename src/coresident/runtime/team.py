@@ -1,8 +1,9 @@
 """Thread teams: Python threads parked inside compiled code, shared by all sessions of the process.
 
-One team a thread count. A team runs one job at a time; its other callers wait for their turn. A worker spins
-for about two milliseconds after a job and then sleeps on a semaphore, without Python's lock in both. The
-caller of the next job wakes who sleeps, and would finish alone if nobody came.
+One team for each thread count, and more of them, numbered, where sessions run several inferences at once. A
+team runs one job at a time; its other callers wait for their turn. A worker spins for about two milliseconds
+after a job and then sleeps on a semaphore, without Python's lock in both. The caller of the next job wakes
+who sleeps, and would finish alone if nobody came.
 """
 
 from __future__ import annotations
@@ -61,12 +62,13 @@ class Team:
     Args:
         threads: at least 2.
         entry: whose worker function the threads run.
+        number: among the teams of so many threads.
 
     Raises:
         ResourceError: the system does not start so many threads.
     """
 
-    def __init__(self, threads: int, entry: EntryPoints) -> None:
+    def __init__(self, threads: int, entry: EntryPoints, number: int = 0) -> None:
         self.threads, self.entry = threads, entry
         self.lock = threading.Lock()
         self._memory = Memory(abi.team_bytes(threads))
@@ -88,7 +90,7 @@ class Team:
         self._alive = True
         self._workers = [
             threading.Thread(
-                target=self._work, args=(index,), name=f"coresident-{threads}-{index}", daemon=True
+                target=self._work, args=(index,), name=f"coresident-{threads}-{number}-{index}", daemon=True
             )
             for index in range(1, threads)
         ]
@@ -145,16 +147,17 @@ class _Teams:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.teams: dict[int, Team] = {}
+        self.teams: dict[tuple[int, int], Team] = {}
 
-    def get(self, threads: int, entry: EntryPoints) -> Team:
-        found = self.teams.get(threads)
+    def get(self, threads: int, entry: EntryPoints, number: int) -> Team:
+        key = threads, number
+        found = self.teams.get(key)
         if found is not None:
             return found
         with self.lock:
-            if threads not in self.teams:
-                self.teams[threads] = Team(threads, entry)
-            return self.teams[threads]
+            if key not in self.teams:
+                self.teams[key] = Team(threads, entry, number)
+            return self.teams[key]
 
     def close(self) -> None:
         for team in self.teams.values():
@@ -173,6 +176,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_TEAMS.after_fork)
 
 
-def team_of(threads: int, entry: EntryPoints) -> Team:
-    """The process's team of so many threads, started with these entry points if there is none yet."""
-    return _TEAMS.get(threads, entry)
+def team_of(threads: int, entry: EntryPoints, number: int = 0) -> Team:
+    """One of the process's teams of so many threads, which starts with these entry points if it must."""
+    return _TEAMS.get(threads, entry, number)
