@@ -78,6 +78,33 @@ def array_of(tensor: TensorProto, directory: Path | None, what: str) -> Array:
         UnsupportedModel: elements of a type that is not supported.
         ExternalDataError: its external data can't be used.
     """
+    dtype, shape = _form(tensor, what)
+    count = prod(shape)
+    if tensor.data_location == TensorProto.EXTERNAL:
+        flat = _raw(external_bytes(tensor, directory, what), dtype, count, what)
+    elif tensor.HasField("raw_data"):
+        flat = _raw(tensor.raw_data, dtype, count, what)
+    else:
+        flat = _typed(tensor, dtype, count, what)
+    if tensor.data_type == TensorProto.BFLOAT16:
+        flat = (flat.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    result = flat.reshape(shape)
+    result.flags.writeable = False
+    return result
+
+
+def external_bytes(tensor: TensorProto, directory: Path | None, what: str) -> bytearray:
+    """The bytes of a tensor with external data.
+
+    Args and Raises: as `array_of`.
+    """
+    dtype, shape = _form(tensor, what)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    return external_data.read(entries, prod(shape) * dtype.itemsize, directory, tensor.name)
+
+
+def _form(tensor: TensorProto, what: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Element type (bfloat16 as its bits) and shape, within bounds."""
     bfloat = tensor.data_type == TensorProto.BFLOAT16
     dtype = np.dtype(np.uint16) if bfloat else dtype_of(tensor.data_type, what)
     shape = tuple(tensor.dims)
@@ -85,25 +112,11 @@ def array_of(tensor: TensorProto, directory: Path | None, what: str) -> Array:
         raise InvalidModel(f"{what} has a negative size", shape=shape)
     if tensor.HasField("segment"):
         raise UnsupportedModel(f"{what} is stored in segments")
-    count = prod(shape)
     if len(shape) > MAX_RANK:
         raise InvalidModel(f"{what} has {len(shape)} dimensions; at most {MAX_RANK} are allowed")
     if prod(max(size, 1) for size in shape) * dtype.itemsize > sys.maxsize:
         raise InvalidModel(f"{what} is larger than any memory", shape=shape)
-    if tensor.data_location == TensorProto.EXTERNAL:
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        flat = _raw(
-            external_data.read(entries, count * dtype.itemsize, directory, tensor.name), dtype, count, what
-        )
-    elif tensor.HasField("raw_data"):
-        flat = _raw(tensor.raw_data, dtype, count, what)
-    else:
-        flat = _typed(tensor, dtype, count, what)
-    if bfloat:
-        flat = (flat.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    result = flat.reshape(shape)
-    result.flags.writeable = False
-    return result
+    return dtype, shape
 
 
 def _raw(data: bytes | bytearray, dtype: np.dtype[Any], count: int, what: str) -> Array:
