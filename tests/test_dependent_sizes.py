@@ -15,6 +15,7 @@ from onnx_models import model_of, onnxruntime_outputs
 from coresident import Session
 from coresident.errors import InputError, UnsupportedModel
 from coresident.runtime import artifact
+from coresident.runtime.artifact import Artifact
 
 Array = np.ndarray[Any, Any]
 SEED = 5
@@ -120,7 +121,7 @@ def test_a_program_of_such_sizes_is_stored(tmp_path: Path) -> None:
     model = model_of([node("NonZero", "x", "y")], {"x": normal(3, 4)}, ["y"], opset=18)
     session = Session(model.SerializeToString(), threads=1, cache=False)
     assert session.get_outputs()[0].shape == (2, None)
-    artifact.write(session.program({"x": normal(3, 4)}), tmp_path / "m.cres")
+    artifact.write(Artifact((session.program({"x": normal(3, 4)}),)), tmp_path / "m.cres")
     stored = Session(tmp_path / "m.cres", threads=1)
     x = np.where(normal(3, 4) > 0, np.float32(1), np.float32(0))
     np.testing.assert_array_equal(stored.run(None, {"x": x})[0], np.array(np.nonzero(x)))

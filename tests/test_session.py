@@ -19,6 +19,7 @@ import coresident
 from coresident import CoresidentWarning, InputError, InvalidModel, ResourceError, Session, compiler
 from coresident.onnx.references import external_locations
 from coresident.runtime import artifact
+from coresident.runtime.artifact import Artifact
 from coresident.source import Source
 
 Dimensions = list[int | str | None]
@@ -237,7 +238,7 @@ def test_a_model_that_changes_while_it_is_read_is_not_kept(
 
 def test_an_artifact_runs(tmp_path: Path) -> None:
     path = tmp_path / "model.compiled"
-    artifact.write(Session(FIXED).program(feeds()), path)
+    artifact.write(Artifact((Session(FIXED).program(feeds()),)), path)
     check(Session(path), feeds())
     check(Session(path.read_bytes()), feeds())
     with pytest.raises(InputError, match="compiled already"):

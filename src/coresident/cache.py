@@ -21,6 +21,7 @@ import platformdirs
 
 from coresident.errors import ArtifactError, CoresidentWarning, Error, ResourceError
 from coresident.runtime import artifact
+from coresident.runtime.artifact import Artifact
 from coresident.runtime.program import Program
 
 LIMIT_BYTES = 2 << 30
@@ -105,21 +106,21 @@ class DiskCache:
             return None
         try:
             _check_owner(path)
-            program = artifact.read(path)
-            if program.info.pop(_KEY, None) != key:
+            found = artifact.read(path).programs
+            if len(found) != 1 or found[0].info.pop(_KEY, None) != key:
                 raise ArtifactError("was made for something else", file=path)
         except Error as error:
             self._discard(path, error)
             return None
         with contextlib.suppress(OSError):
             os.utime(path)
-        return program
+        return found[0]
 
     def put(self, key: str, program: Program) -> None:
         try:
             # Not synchronised with the disk: an entry that a crash cuts is found out when it is read.
             entry = replace(program, info={**program.info, _KEY: key})
-            artifact.write(entry, self.folder / (key + _SUFFIX), mode=0o600, sync=False)
+            artifact.write(Artifact((entry,)), self.folder / (key + _SUFFIX), mode=0o600, sync=False)
             self._evict()
         except (Error, OSError) as error:
             self._warn_once(f"the compiled program can't be kept in the cache: {error}")

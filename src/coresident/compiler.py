@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from coresident.codegen import llvm
 from coresident.codegen.target import NAMED, Target
-from coresident.errors import InputError, ModelError, ResourceError, TargetError
+from coresident.errors import Error, InputError, ModelError, ResourceError, TargetError
 from coresident.graph.graph import Fact, Graph
 from coresident.graph.operator import Array, inputs_to_bind
 from coresident.onnx import reader
+from coresident.onnx.self_contained import self_contained
 from coresident.passes import fuse_epilogue, pipeline
 from coresident.runtime import artifact, cpu
+from coresident.runtime.artifact import Artifact
 from coresident.runtime.program import Program
 from coresident.schedule.planner import Planner
 
@@ -125,7 +127,7 @@ def compile_graph(graph: Graph, options: Options, name: str = "") -> Program:
     remarks = fuse_epilogue.reasons(optimised)
     remarks |= {node.outputs[0]: node.attributes["remark"] for node in optimised.nodes if node.get("remark")}
     planner = Planner(optimised, options.target, options.threads, options.sparse, remarks)
-    program = planner.program({"model": name})
+    program = planner.program({"model": name, "metadata": dict(graph.metadata)})
     program.info["compile_seconds"] = time.perf_counter() - start
     return program
 
@@ -160,30 +162,78 @@ def compile_file(
     output: str | os.PathLike[str],
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    target: str = "host",
+    targets: str | Sequence[str] = "host",
     threads: int | None = None,
+    keep_model: bool = True,
 ) -> None:
     """Compile a model ahead of time to an artifact, which `coresident.Session` loads without compiling.
 
+    The same model, options and versions give the same bytes.
+
     Args:
-        model: path or content of an ONNX model.
+        model: path or content of an ONNX model, or of an artifact that holds its model; an artifact's shapes
+            stay as they are if `shapes` does not say otherwise.
         output: the file to write.
         shapes: sizes of the inputs that the model leaves open, by name.
-        target: a name of `codegen.target.NAMED`, or "host" for this machine.
+        targets: names of `codegen.target.NAMED`, or "host" for this machine; a session takes the program that
+            uses most of what its CPU has.
         threads: that the work is cut for; None for the physical cores that this process may use. The artifact
             runs on any number.
+        keep_model: whether the model goes into the file, compressed, so that it can be compiled again for a
+            CPU that it was not built for. Weights without zeros hardly shrink: the file is larger by about
+            the model then.
 
     Raises:
         ModelError: the model can't be used.
+        ArtifactError: the artifact to compile again is corrupt, or does not hold its model.
         InputError: a shape that the model does not admit, or a size that is open still.
         TargetError: no such target.
         ResourceError: the file can't be written.
     """
     if threads is not None and threads < 1:
         raise InputError(f"{threads} threads; at least 1 is needed, or None for all physical cores")
-    options = Options(target_named(target), threads or cpu.usable_cores().count)
-    loaded = load(model)
-    sizes = {name: tuple(shape) for name, shape in (shapes or {}).items()}
+    names = (targets,) if isinstance(targets, str) else tuple(dict.fromkeys(targets))
+    if not names:
+        raise TargetError(f"no target is named; there are host, {', '.join(NAMED)}")
+    chosen = [target_named(name) for name in names]
+    loaded, sizes, content = _to_compile(model, keep_model)
+    sizes |= {name: tuple(shape) for name, shape in (shapes or {}).items()}
     if unknown := sorted(sizes.keys() - set(loaded.graph.inputs)):
         raise InputError(f"no input {unknown[0]!r}; the inputs are {', '.join(loaded.graph.inputs)}")
-    artifact.write(compile(loaded, sizes, options), Path(output))
+    programs = []
+    for target in chosen:
+        program = compile(loaded, sizes, Options(target, threads or cpu.usable_cores().count))
+        del program.info["compile_seconds"]
+        programs.append(program)
+    artifact.write(Artifact(tuple(programs), artifact.packed(content) if content else b""), Path(output))
+
+
+def _to_compile(
+    model: str | os.PathLike[str] | bytes, keep: bool
+) -> tuple[Model, dict[str, tuple[int, ...]], bytes]:
+    """A model, the shapes that it was compiled for before, and what is to be kept of it."""
+    path = None if isinstance(model, bytes) else Path(model)
+    try:
+        if artifact.is_artifact(model if isinstance(model, bytes) else _head(Path(model))):
+            found = artifact.parse(model) if isinstance(model, bytes) else artifact.read(Path(model))
+            content = found.model_content()
+            shapes = {port.name: port.shape for port in found.programs[0].inputs}
+            return replace(load(content), path=path), shapes, content if keep else b""
+        if not keep:
+            return load(model), {}, b""
+        # Read once: what is kept is what was compiled.
+        content = self_contained(model if isinstance(model, bytes) else Path(model))
+        return replace(load(content), path=path), {}, content
+    except Error as error:
+        raise error.at(file=path) from error.__cause__
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file, none where the reader of models will say why."""
+    if not path.is_file():
+        return b""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(len(artifact.MAGIC))
+    except OSError:
+        return b""

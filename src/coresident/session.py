@@ -19,7 +19,7 @@ import numpy as np
 
 import coresident
 from coresident import cache as caches
-from coresident.errors import ArtifactError, InputError
+from coresident.errors import ArtifactError, InputError, TargetError
 from coresident.runtime import abi, artifact, cpu
 from coresident.runtime.executor import Executor
 from coresident.runtime.program import Port, Program, Step
@@ -63,6 +63,17 @@ class NodeArg:
         counted = dict(port.counts)
         sizes = (None if axis in counted else size for axis, size in enumerate(port.shape))
         return NodeArg(port.name, tuple(sizes), port.dtype)
+
+
+@dataclass(frozen=True)
+class ModelMeta:
+    """What a model says of itself, as onnxruntime names it.
+
+    Args:
+        custom_metadata_map: the metadata that its makers put into it: names of classes, say.
+    """
+
+    custom_metadata_map: dict[str, str]
 
 
 class Session:
@@ -123,7 +134,7 @@ class Session:
             if treat_zeros_as_dense:
                 raise InputError("an artifact is compiled already: treat_zeros_as_dense needs the model")
             self._compiler = None
-            self._ready(_parsed(source))
+            self._ready(_chosen(source))
             return
         store = caches.open_cache(enabled=cache)
         self._compiler = _Compiler(source, store, self._team, sparse=not treat_zeros_as_dense)
@@ -154,6 +165,13 @@ class Session:
     def get_outputs(self) -> list[NodeArg]:
         """What `run` returns."""
         return list(self._outputs)
+
+    def get_modelmeta(self) -> ModelMeta:
+        """What the model says of itself."""
+        if self._fixed is not None:
+            return ModelMeta(dict(self._fixed.program.info.get("metadata", {})))
+        assert self._compiler is not None
+        return ModelMeta(self._compiler.metadata())
 
     def run(self, output_names: Sequence[str] | None, feeds: Mapping[str, Array]) -> list[Array]:
         """One inference.
@@ -318,6 +336,10 @@ class _Compiler:
             return None
         return self._compile(key, {}, {})
 
+    def metadata(self) -> dict[str, str]:
+        """Of the model."""
+        return dict(self._loaded().graph.metadata)
+
     def inputs_to_bind(self) -> tuple[str, ...]:
         """The inputs whose values a program is compiled for."""
         return self._loaded().bound
@@ -416,10 +438,11 @@ def _fingerprint(package: str, *patterns: str) -> str:
     return caches.key({str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files})
 
 
-def _parsed(source: Source) -> Program:
+def _chosen(source: Source) -> Program:
+    """The program of an artifact that suits this CPU best."""
     try:
-        return artifact.parse(source.content)
-    except ArtifactError as error:
+        return artifact.parse(source.content).program_for(cpu.machine(), _features())
+    except (ArtifactError, TargetError) as error:
         raise error.at(file=source.path) from None
 
 

@@ -17,6 +17,7 @@ import tiny_programs
 
 from coresident.errors import ArtifactError, ResourceError
 from coresident.runtime import artifact
+from coresident.runtime.artifact import Artifact
 from coresident.runtime.digest import digest, digest_file
 from coresident.runtime.executor import Executor
 from coresident.runtime.program import Program
@@ -29,13 +30,13 @@ def example() -> Program:
 
 
 def contents(program: Program) -> bytes:
-    return b"".join(bytes(part) for part in artifact.serialised(program))
+    return b"".join(bytes(part) for part in artifact.serialised(Artifact((program,))))
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     program = example()
-    artifact.write(program, tmp_path / "a.cres")
-    found = artifact.read(tmp_path / "a.cres")
+    artifact.write(Artifact((program,)), tmp_path / "a.cres")
+    (found,) = artifact.read(tmp_path / "a.cres").programs
     assert replace(found, constants=bytes(found.constants)) == program
     x = np.arange(10, dtype=np.float32)
     np.testing.assert_array_equal(Executor(found, 2).run([x])[0], x + 3)
@@ -43,8 +44,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_constants_are_used_where_they_lie(tmp_path: Path) -> None:
-    artifact.write(example(), tmp_path / "a.cres")
-    found = artifact.read(tmp_path / "a.cres")
+    artifact.write(Artifact((example(),)), tmp_path / "a.cres")
+    (found,) = artifact.read(tmp_path / "a.cres").programs
     constants = np.frombuffer(found.constants, np.uint8)
     assert constants.ctypes.data % 4096 == 0
     assert isinstance(found.constants, memoryview)
@@ -55,29 +56,33 @@ def test_equal_programs_give_equal_bytes() -> None:
     program = example()
     again = replace(program, info=dict(reversed(program.info.items())))
     assert contents(program) == contents(again)
-    assert contents(artifact.parse(contents(program))) == contents(program)
+    assert contents(artifact.parse(contents(program)).programs[0]) == contents(program)
 
 
 def test_a_program_without_constants(tmp_path: Path) -> None:
     program = tiny_programs.chain(2, steps=1)
-    artifact.write(program, tmp_path / "a.cres")
-    assert bytes(artifact.read(tmp_path / "a.cres").constants) == b""
+    artifact.write(Artifact((program,)), tmp_path / "a.cres")
+    assert bytes(artifact.read(tmp_path / "a.cres").programs[0].constants) == b""
 
 
-def test_every_flipped_bit_outside_the_padding_is_found() -> None:
+def test_every_flipped_bit_is_found() -> None:
     data = contents(example())
     header_end = 48 + struct.unpack_from("<I", data, 12)[0]
     tables = json.loads(data[48:header_end])
     first = -(-header_end // 4096) * 4096
-    used = [(0, header_end)] + [(first + s["offset"], s["length"]) for s in tables["sections"]]
+    parts = [(0, header_end), (header_end, first - header_end)]
+    parts += [(first + s["offset"], s["length"]) for s in tables["sections"] if s["length"]]
     random_ = random.Random(2)
-    for start, length in used:
+    for start, length in [*parts, (0, len(data))]:
         places = {start, start + length - 1, *(start + random_.randrange(length) for _ in range(60))}
         for at in places:
             broken = bytearray(data)
             broken[at] ^= 1 << random_.randrange(8)
             with pytest.raises(ArtifactError):
                 artifact.parse(bytes(broken))
+    for more in (b"\0" * 4096, b"x"):
+        with pytest.raises(ArtifactError, match="between its parts"):
+            artifact.parse(data + more)
 
 
 def test_every_cut_is_found(tmp_path: Path) -> None:
@@ -94,7 +99,9 @@ def with_tables(change: dict[str, object]) -> bytes:
     """An artifact whose header was changed by someone who knows how to sign it."""
     data = contents(example())
     length = struct.unpack_from("<I", data, 12)[0]
-    header = json.dumps(json.loads(data[48 : 48 + length]) | change).encode()
+    tables = json.loads(data[48 : 48 + length])
+    (tables if change.keys() <= tables.keys() else tables["programs"][0]).update(change)
+    header = json.dumps(tables).encode()
     fixed = struct.pack("<8sII32s", data[:8], artifact.VERSION, len(header), hashlib.sha256(header).digest())
     body = data[-(-(48 + length) // 4096) * 4096 :]
     return fixed + header + bytes(-(48 + len(header)) % 4096) + body
@@ -106,11 +113,22 @@ def with_tables(change: dict[str, object]) -> bytes:
         {"abi": 999},
         {"sections": []},
         {"sections": [{"offset": 1 << 40, "length": 1, "digest": ""}]},
+        {"sections": [{"offset": 1 << 13, "length": 1, "digest": ""}]},
         {"sections": [{"offset": -5, "length": 1, "digest": ""}]},
         {"sections": [{"offset": 0, "length": 1e3, "digest": ""}]},
         {"inputs": [{"name": "x", "dtype": "float32", "shape": [-1]}]},
         {"inputs": [{"name": 3, "dtype": "float32", "shape": []}]},
+        {"inputs": [{"name": "x", "dtype": "O", "shape": [], "counts": [], "hidden": False}]},
+        {"inputs": [{"name": "x", "dtype": "int8", "shape": [1 << 40] * 2, "counts": [], "hidden": False}]},
+        {"outputs": [{"name": "y", "dtype": "int8", "shape": [3], "counts": [[0, 0]], "hidden": False}]},
+        {"outputs": [{"name": "y", "dtype": "int8", "shape": [3], "counts": [[0, 9]], "hidden": False}]},
         {"inputs": 7},
+        {"programs": {}},
+        {"programs": []},
+        {"model": 1000},
+        {"model": -1},
+        {"objects": [99]},
+        {"constants": -1},
         {"steps": [{"kernel": "k", "words": [["pointer", 3]], "tasks": 1, "barrier": True, "info": {}}]},
         {
             "steps": [
@@ -157,7 +175,7 @@ def test_a_failed_write_leaves_what_was(
 
     monkeypatch.setattr(call, fail)
     with pytest.raises(ResourceError, match=os.strerror(code)):
-        artifact.write(example(), path)
+        artifact.write(Artifact((example(),)), path)
     monkeypatch.undo()
     assert path.read_bytes() == b"before"
     assert os.listdir(tmp_path) == ["a.cres"]

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 
 import coresident
-from coresident.cli import analyze, benchmark, demo, doctor, run
+from coresident.cli import analyze, benchmark, compile, demo, doctor, run
 from coresident.cli.command import FAILED, INTERRUPTED, Command
 from coresident.cli.report import remark
 from coresident.errors import CoresidentWarning, Error
@@ -21,6 +21,7 @@ from coresident.errors import CoresidentWarning, Error
 COMMANDS: tuple[Command, ...] = (
     run.COMMAND,
     benchmark.COMMAND,
+    compile.COMMAND,
     analyze.COMMAND,
     doctor.COMMAND,
     demo.COMMAND,

@@ -87,6 +87,7 @@ class Graph:
         initializers: constants by name.
         facts: by name, for the inputs at least; `infer` completes them.
         name: for people.
+        metadata: what the model's makers tell its users, such as names of classes; nothing here reads it.
     """
 
     inputs: tuple[str, ...]
@@ -95,6 +96,7 @@ class Graph:
     initializers: Mapping[str, np.ndarray[Any, Any]]
     facts: Mapping[str, Fact]
     name: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def with_(self, **changes: Any) -> Graph:
         return replace(self, **changes)

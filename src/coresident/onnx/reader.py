@@ -53,12 +53,18 @@ def read(source: str | Path | bytes) -> Graph:
         return _graph(_model(source), None)
     path = Path(source)
     try:
-        return _graph(_model(_content(path)), path.parent)
+        return _graph(_model(content_of(path)), path.parent)
     except Error as error:
         raise error.at(file=path) from error.__cause__
 
 
-def _content(path: Path) -> bytes:
+def content_of(path: Path) -> bytes:
+    """The bytes of a model's file.
+
+    Raises:
+        InvalidModel: no such file.
+        ResourceError: it can't be read.
+    """
     if not path.is_file():
         raise InvalidModel("no such file" if not path.exists() else "not a file")
     try:
@@ -67,7 +73,12 @@ def _content(path: Path) -> bytes:
         raise ResourceError(f"the file can't be read: {error.strerror}") from error
 
 
-def _model(content: bytes) -> onnx.ModelProto:
+def parsed(content: bytes) -> onnx.ModelProto:
+    """The message in a file's bytes, its names text and its size within bounds.
+
+    Raises:
+        InvalidModel: not a model, truncated, or out of bounds.
+    """
     try:
         model = onnx.ModelProto.FromString(content)
     except DecodeError as error:
@@ -76,6 +87,11 @@ def _model(content: bytes) -> onnx.ModelProto:
         raise InvalidModel("not an ONNX model: it has no graph")
     text.check(model)
     functions.check_size(model)
+    return model
+
+
+def _model(content: bytes) -> onnx.ModelProto:
+    model = parsed(content)
     return functions.inlined(model) if model.functions else model
 
 
@@ -128,7 +144,8 @@ def _graph(model: onnx.ModelProto, directory: Path | None) -> Graph:
         if name not in known:
             raise InvalidModel(f"output {name!r} is made by nothing")
     declared = _declared_facts(graph.output)
-    return Graph(tuple(facts), outputs, tuple(newest), initializers, declared | facts, graph.name)
+    metadata = {text.lenient(entry.key): text.lenient(entry.value) for entry in model.metadata_props}
+    return Graph(tuple(facts), outputs, tuple(newest), initializers, declared | facts, graph.name, metadata)
 
 
 def _check_supported(nodes: Iterable[onnx.NodeProto]) -> None:

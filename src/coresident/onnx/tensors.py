@@ -85,6 +85,43 @@ def array_of(tensor: TensorProto, directory: Path | None, what: str) -> Array:
         UnsupportedModel: elements of a type that is not supported.
         ExternalDataError: its external data can't be used.
     """
+    dtype, shape = _form(tensor, what)
+    halves = HALF_BYTES.get(tensor.data_type)
+    count = _stored(tensor, shape)
+    if tensor.data_location == TensorProto.EXTERNAL:
+        flat = _raw(external_bytes(tensor, directory, what), dtype, count, what)
+    elif tensor.HasField("raw_data"):
+        flat = _raw(tensor.raw_data, dtype, count, what)
+    else:
+        flat = _typed(tensor, dtype, count, what)
+    if tensor.data_type == TensorProto.BFLOAT16:
+        flat = (flat.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if halves is not None:
+        # The first of two lies in the low bits; shifting down as a signed number brings the sign along.
+        pairs = np.stack([flat << 4, flat & 0xF0], axis=-1).view(halves) >> 4
+        flat = pairs.ravel()[: prod(shape)]
+    result = flat.reshape(shape)
+    result.flags.writeable = False
+    return result
+
+
+def external_bytes(tensor: TensorProto, directory: Path | None, what: str) -> bytearray:
+    """The bytes of a tensor with external data.
+
+    Args and Raises: as `array_of`.
+    """
+    dtype, shape = _form(tensor, what)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    return external_data.read(entries, _stored(tensor, shape) * dtype.itemsize, directory, tensor.name)
+
+
+def _stored(tensor: TensorProto, shape: tuple[int, ...]) -> int:
+    """How many elements of its stored type a tensor has: two of four bits share a byte."""
+    return -(-prod(shape) // 2) if tensor.data_type in HALF_BYTES else prod(shape)
+
+
+def _form(tensor: TensorProto, what: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Element type as stored (bfloat16 as its bits, four bits in pairs) and shape, within bounds."""
     bfloat = tensor.data_type == TensorProto.BFLOAT16
     halves = HALF_BYTES.get(tensor.data_type)
     dtype: np.dtype[Any]
@@ -97,30 +134,11 @@ def array_of(tensor: TensorProto, directory: Path | None, what: str) -> Array:
         raise InvalidModel(f"{what} has a negative size", shape=shape)
     if tensor.HasField("segment"):
         raise UnsupportedModel(f"{what} is stored in segments")
-    count = prod(shape)
     if len(shape) > MAX_RANK:
         raise InvalidModel(f"{what} has {len(shape)} dimensions; at most {MAX_RANK} are allowed")
     if prod(max(size, 1) for size in shape) * dtype.itemsize > sys.maxsize:
         raise InvalidModel(f"{what} is larger than any memory", shape=shape)
-    elements, count = count, count if halves is None else -(-count // 2)
-    if tensor.data_location == TensorProto.EXTERNAL:
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        flat = _raw(
-            external_data.read(entries, count * dtype.itemsize, directory, tensor.name), dtype, count, what
-        )
-    elif tensor.HasField("raw_data"):
-        flat = _raw(tensor.raw_data, dtype, count, what)
-    else:
-        flat = _typed(tensor, dtype, count, what)
-    if bfloat:
-        flat = (flat.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    if halves is not None:
-        # The first of two lies in the low bits; shifting down as a signed number brings the sign along.
-        pairs = np.stack([flat << 4, flat & 0xF0], axis=-1).view(halves) >> 4
-        flat = pairs.ravel()[:elements]
-    result = flat.reshape(shape)
-    result.flags.writeable = False
-    return result
+    return dtype, shape
 
 
 def _raw(data: bytes | bytearray, dtype: np.dtype[Any], count: int, what: str) -> Array:

@@ -9,7 +9,12 @@ from google.protobuf.message import Message
 from coresident.errors import InvalidModel
 
 UNREAD = frozenset(("doc_string", "metadata_props", "producer_name", "producer_version"))
-"""Fields that nothing here reads, and that old exporters filled with anything."""
+"""Fields that mean nothing here, and that old exporters filled with anything."""
+
+
+def lenient(value: str | bytes) -> str:
+    """What is meant to be text, with signs of what is not in its place."""
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 
 def check(model: Message) -> None:
