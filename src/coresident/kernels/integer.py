@@ -26,7 +26,7 @@ from coresident.kernels.integer_epilogue import IntegerEpilogue
 from coresident.kernels.integer_strips import Places, Strips, flat_strips, pitched_strips, row_strips
 from coresident.kernels.lowering import Plan, Tensor, lowers
 
-MOST_VECTORS = {1: 10, 2: 6, 4: 2}
+MOST_VECTORS = {1: 10, 2: 6, 4: 2, 6: 2}
 """Vectors of a tile at most, for so many channels that share their loads, with 16 registers: beside the sums,
 products, weights and activations need some."""
 
@@ -159,8 +159,8 @@ def choose(plan: Plan, shape: Shape, weights: np.ndarray[Any, Any], places: Plac
     machine = cost.Machine.of(plan.target)
     ways: list[tuple[Dot, int, float, float]] = []
     for dot in Dot.all(plan.target):
-        for shared in (1,) if dot.held else (1, 2, 4):
-            if shape.outputs % shared == 0:
+        for shared in (1,) if dot.held else (1, 2, 4, 6):
+            if shared <= shape.outputs:
                 ways.append((dot, shared, *integer_stream.count(weights[0], dot, shared)))
     best: Choice | None = None
     scale = plan.target.registers // 16
@@ -204,7 +204,7 @@ def _cycles(
     """Of all of it, on one core."""
     vectors, tiles = strips.vectors, len(strips.tiles)
     elements = -(-shape.inputs // dot.channels)
-    rows = shape.outputs / shared
+    rows = -(-shape.outputs // shared)
     unaligned = any(tap % 8 for tap in strips.taps) or not strips.flat
     loads = dot.depth * (vectors * (1.75 if unaligned else 1.0) + shared + 1) / machine.loads
     products = (dot.depth + (1 if dot.held else 0)) * vectors * shared / machine.fmas

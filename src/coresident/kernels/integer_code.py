@@ -163,14 +163,30 @@ class _Code:
             f.offset(x, f.convert(f.load(offset, at, d), I64, signed=False), 4) for d in range(dot.depth)
         ]
         words = f.offset(at, dot.depth * offset.bytes)
-        weights = [
-            [f.splat(f.load(I32, words, d * shared + s, align=1), kind) for d in range(dot.depth)]
-            for s in range(shared)
-        ]
-        for v in range(len(totals[0])):
-            loaded = [f.load(kind, p, v * lanes) for p in pixels]
+
+        def weight(s: int) -> list[Value]:
+            return [f.splat(f.load(I32, words, d * shared + s, align=1), kind) for d in range(dot.depth)]
+
+        def pixel(v: int) -> list[Value]:
+            return [f.load(kind, p, v * lanes) for p in pixels]
+
+        def multiply(s: int, v: int, x: Sequence[Value], w: Sequence[Value]) -> None:
+            totals[s][v].set(dot.add(f, totals[s][v].get(), x, w))
+
+        # The fewer of activations and weights are held in registers, the others pass through.
+        vectors = range(len(totals[0]))
+        if len(vectors) < shared:
+            near = [pixel(v) for v in vectors]
             for s in range(shared):
-                totals[s][v].set(dot.add(f, totals[s][v].get(), loaded, weights[s]))
+                w = weight(s)
+                for v in vectors:
+                    multiply(s, v, near[v], w)
+            return
+        held = [weight(s) for s in range(shared)]
+        for v in vectors:
+            x_v = pixel(v)
+            for s in range(shared):
+                multiply(s, v, x_v, held[s])
 
 
 def emit(
@@ -194,7 +210,7 @@ def emit(
     """
     f = kernel(plan.target, "conv_integer")
     s, dot = choice.strips, choice.dot
-    row_count = shape.outputs // choice.shared
+    row_count = -(-shape.outputs // choice.shared)
     work = divided(len(s.strips), shape.batch * shape.groups, row_count, plan.threads, choice.cycles)
     wide = -(-shape.inputs // dot.channels) * s.span > 1 << 16
     packed = pack(weights, s.taps, s.span, dot, choice.shared, work, wide)

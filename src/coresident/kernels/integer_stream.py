@@ -50,16 +50,20 @@ def elements(weights: Array, channels: int) -> Array:
     return padded.reshape(outputs, -1, channels, taps).transpose(0, 1, 3, 2).reshape(outputs, -1, channels)
 
 
-def entries(weights: Array, shared: int, dot: Dot) -> Entries:
-    """The entries of [outputs, columns, channels], each of weights that can be multiplied.
+def first_channels(outputs: int, shared: int) -> Array:
+    """The first of each row's output channels; the last row overlaps the one before rather than the end."""
+    return np.minimum(np.arange(-(-outputs // shared)) * shared, outputs - shared)
 
-    Args:
-        shared: rows that have an entry together.
-    """
-    rows = -(-len(weights) // shared)
-    padded = np.zeros((rows * shared, *weights.shape[1:]), np.int16)
-    padded[: len(weights)] = weights
-    grouped = padded.reshape(rows, shared, *weights.shape[1:])
+
+def _grouped(whole: Array, first: Array, shared: int) -> Array:
+    """[rows, output channels of one, columns, channels of an element]."""
+    return whole[first[:, None] + np.arange(shared)]
+
+
+def entries(grouped: Array, dot: Dot) -> Entries:
+    """The entries of [rows, output channels of one, columns, channels of an element], each of weights that
+    can be multiplied."""
+    shared = grouped.shape[1]
     row, column = np.nonzero((grouped != 0).any(axis=(1, 3)))
     left = grouped[row, :, column]
     found: list[Entries] = []
@@ -195,13 +199,14 @@ def pack(
     for group in weights:
         whole = elements(group, dot.channels)
         for first, end in map(work.row_range, range(work.row_parts)):
-            e = entries(whole[first * shared : end * shared], shared, dot)
+            channels = first_channels(len(whole), shared)[first:end]
+            e = entries(_grouped(whole, channels, shared), dot)
             data, counts = _steps(e, offsets, dot, end - first, wide)
             order = np.argsort(-counts, kind="stable")
             begins = np.cumsum(counts) - counts
             spread = np.repeat(begins[order] - (np.cumsum(counts[order]) - counts[order]), counts[order])
             streams.append(data[np.arange(len(data)) + spread].reshape(-1))
-            rows.append(np.stack([(first + order) * shared, counts[order]], axis=1).astype(np.int32))
+            rows.append(np.stack([channels[order], counts[order]], axis=1).astype(np.int32))
             starts.append(at)
             at += data.size
             steps += len(data)
@@ -232,11 +237,10 @@ def _steps(e: Entries, offsets: Array, dot: Dot, rows: int, wide: bool) -> tuple
 def count(weights: Array, dot: Dot, shared: int, sample: int = 64) -> tuple[float, float]:
     """About how many steps all rows of [outputs, inputs, taps] have, and how often their number changes."""
     whole = elements(weights, dot.channels)
-    rows = -(-len(whole) // shared)
+    first = first_channels(len(whole), shared)
+    rows = len(first)
     taken = min(rows, sample)
-    picks = np.linspace(0, rows - 1, taken).astype(int)
-    some = np.concatenate([whole[r * shared : (r + 1) * shared] for r in picks])
-    e = entries(some, shared, dot)
+    e = entries(_grouped(whole, first[np.linspace(0, rows - 1, taken).astype(int)], shared), dot)
     counts = np.bincount(e.row, minlength=taken).astype(float)
     if dot.depth == 2:
         done = pair(e, taken)
