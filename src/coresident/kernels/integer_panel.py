@@ -108,9 +108,9 @@ def split(weights: Array, dot: Dot) -> tuple[Array, Entries]:
     multiply, and entries for the rest."""
     whole = elements(weights, dot.channels)
     if not dot.held:
-        return whole, entries(np.zeros_like(whole), 1, dot)
+        return whole, entries(np.zeros_like(whole)[:, None], dot)
     safe = safe_products(np.clip(whole, dot.low, dot.high))
-    return safe, entries(whole - safe, 1, dot)
+    return safe, entries((whole - safe)[:, None], dot)
 
 
 @dataclass(frozen=True)
