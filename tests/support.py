@@ -56,10 +56,9 @@ def run_graph(
     program = compile_graph(graph, Options(target=target, threads=threads, sparse=sparse))
     executor = Executor(program, threads)
     context = executor._context()
-    context._memory.view[: context.job - context._memory.address] = b"\xff" * (
-        context.job - context._memory.address
-    )
-    executor._free.append(context)
+    before_job = context.job - context._memory.address
+    context._memory.view[:before_job] = b"\xff" * before_job
+    executor._release(context, 0)
     try:
         return executor.run([np.ascontiguousarray(feeds[name]) for name in graph.inputs])
     finally:
