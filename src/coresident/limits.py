@@ -29,7 +29,7 @@ class Limits:
 
     model_bytes: int = (1 << 31) - 1
     external_bytes: int = 64 << 30
-    nodes: int = 200_000
+    nodes: int = 50_000
     depth: int = 16
     attribute_elements: int = 1 << 20
     memory_bytes: int = field(default_factory=_physical_memory)
