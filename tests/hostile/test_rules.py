@@ -165,3 +165,12 @@ def test_nothing_opens_a_connection() -> None:
                 assert not forbidden & {name.split(".")[0] for name in names}, path
     with pytest.raises(coresident.InvalidModel, match="no such file"):
         coresident.Session("https://example.org/model.onnx")
+
+
+def test_a_kernel_of_millions_of_positions_is_refused() -> None:
+    nodes = [helper.make_node("ConstantOfShape", ["n"], ["w"])]
+    nodes.append(helper.make_node("Conv", ["x", "w"], ["y"], name="c", pads=[1500] * 4))
+    content = seeds.model(nodes, {"x": np.ones((1, 1, 9, 9), np.float32)}, n=np.array([1, 1, 3000, 3000]))
+    with pytest.raises(coresident.UnsupportedModel, match="9000000 positions; 65536") as caught:
+        coresident.Session(content, threads=1, cache=False)
+    assert caught.value.node == "c"
