@@ -227,6 +227,16 @@ def test_sizes_beyond_all_memory() -> None:
         Session(made.SerializeToString(), threads=1)
 
 
+def test_memory_within_limits() -> None:
+    for content in (
+        CONVOLUTION,
+        model(node("Expand", "x", "n"), inputs={"x": ones(1)}, n=np.array([1 << 20])),
+    ):
+        Session(content, threads=1, limits=coresident.Limits(memory_bytes=8 << 20), cache=False)
+        with pytest.raises(ResourceError, match="1000 are allowed"):
+            Session(content, threads=1, limits=coresident.Limits(memory_bytes=1000), cache=False)
+
+
 # What is fed
 
 

@@ -21,6 +21,7 @@ from coresident.errors import (
     TargetError,
     UnsupportedModel,
 )
+from coresident.limits import Limits
 
 if TYPE_CHECKING:
     from coresident.compiler import compile_file as compile
@@ -36,6 +37,7 @@ __all__ = [
     "ImageError",
     "InputError",
     "InvalidModel",
+    "Limits",
     "ModelError",
     "ResourceError",
     "Session",

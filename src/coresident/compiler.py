@@ -6,13 +6,17 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
+
+import numpy as np
 
 from coresident.codegen import llvm
 from coresident.codegen.target import NAMED, Target
 from coresident.errors import Error, InputError, ModelError, ResourceError, TargetError
 from coresident.graph.graph import Fact, Graph
 from coresident.graph.operator import Array, inputs_to_bind
+from coresident.limits import DEFAULT, Limits
 from coresident.onnx import reader
 from coresident.onnx.self_contained import self_contained
 from coresident.passes import fuse_epilogue, pipeline
@@ -73,21 +77,23 @@ class Options:
         target: the CPU to compile for.
         threads: workers that will run it: the work is cut accordingly.
         sparse: False compiles zeros as if they were numbers (what the speed-up is measured against).
+        limits: on the memory that the program may need.
     """
 
     target: Target = field(default_factory=host_target)
     threads: int = 1
     sparse: bool = True
+    limits: Limits = DEFAULT
 
 
-def load(source: str | os.PathLike[str] | bytes) -> Model:
-    """Read a model.
+def load(source: str | os.PathLike[str] | bytes, limits: Limits = DEFAULT) -> Model:
+    """Read a model, within limits.
 
     Raises:
         ModelError: it can't be used; says why.
     """
     path = None if isinstance(source, bytes) else Path(source)
-    graph = reader.read(source if isinstance(source, bytes) else Path(source))
+    graph = reader.read(source if isinstance(source, bytes) else Path(source), limits)
     return Model(graph, path, inputs_to_bind(graph))
 
 
@@ -124,12 +130,35 @@ def compile_graph(graph: Graph, options: Options, name: str = "") -> Program:
     """Optimise and lower a graph whose shapes are all known."""
     start = time.perf_counter()
     optimised = pipeline.optimise(graph)
+    _check_values(optimised, options.limits)
     remarks = fuse_epilogue.reasons(optimised)
     remarks |= {node.outputs[0]: node.attributes["remark"] for node in optimised.nodes if node.get("remark")}
     planner = Planner(optimised, options.target, options.threads, options.sparse, remarks)
     program = planner.program({"model": name, "metadata": dict(graph.metadata)})
+    _check_memory(program, options)
     program.info["compile_seconds"] = time.perf_counter() - start
     return program
+
+
+def _check_values(graph: Graph, limits: Limits) -> None:
+    for name, fact in graph.facts.items():
+        size = prod(max(size, 1) for size in fact.sizes) * fact.dtype.itemsize
+        if size > limits.memory_bytes:
+            raise ResourceError(
+                f"the value {name!r} needs {size} bytes of memory; {limits.memory_bytes} are allowed",
+                shape=fact.shape,
+            )
+
+
+def _check_memory(program: Program, options: Options) -> None:
+    ports = sum(
+        prod(port.shape) * np.dtype(port.dtype).itemsize for port in (*program.inputs, *program.outputs)
+    )
+    own = program.arena_bytes + program.scratch_bytes * options.threads + len(program.constants)
+    if own + ports > options.limits.memory_bytes:
+        raise ResourceError(
+            f"a call needs {own + ports} bytes of memory; {options.limits.memory_bytes} are allowed"
+        )
 
 
 def compile(
@@ -151,7 +180,7 @@ def compile(
     graph = bind(model.graph, shapes, values)
     try:
         return compile_graph(graph, options, model.path.name if model.path else "")
-    except ModelError as error:
+    except (ModelError, ResourceError) as error:
         raise error.at(file=model.path) from error.__cause__
     except MemoryError as error:
         raise ResourceError(f"no memory to compile the model: {error}", file=model.path) from error
@@ -165,6 +194,7 @@ def compile_file(
     targets: str | Sequence[str] = "host",
     threads: int | None = None,
     keep_model: bool = True,
+    limits: Limits = DEFAULT,
 ) -> None:
     """Compile a model ahead of time to an artifact, which `coresident.Session` loads without compiling.
 
@@ -182,6 +212,7 @@ def compile_file(
         keep_model: whether the model goes into the file, compressed, so that it can be compiled again for a
             CPU that it was not built for. Weights without zeros hardly shrink: the file is larger by about
             the model then.
+        limits: that the model is to stay within.
 
     Raises:
         ModelError: the model can't be used.
@@ -196,20 +227,20 @@ def compile_file(
     if not names:
         raise TargetError(f"no target is named; there are host, {', '.join(NAMED)}")
     chosen = [target_named(name) for name in names]
-    loaded, sizes, content = _to_compile(model, keep_model)
+    loaded, sizes, content = _to_compile(model, keep_model, limits)
     sizes |= {name: tuple(shape) for name, shape in (shapes or {}).items()}
     if unknown := sorted(sizes.keys() - set(loaded.graph.inputs)):
         raise InputError(f"no input {unknown[0]!r}; the inputs are {', '.join(loaded.graph.inputs)}")
-    programs = []
+    programs, workers = [], threads or cpu.usable_cores().count
     for target in chosen:
-        program = compile(loaded, sizes, Options(target, threads or cpu.usable_cores().count))
+        program = compile(loaded, sizes, Options(target, workers, limits=limits))
         del program.info["compile_seconds"]
         programs.append(program)
     artifact.write(Artifact(tuple(programs), artifact.packed(content) if content else b""), Path(output))
 
 
 def _to_compile(
-    model: str | os.PathLike[str] | bytes, keep: bool
+    model: str | os.PathLike[str] | bytes, keep: bool, limits: Limits
 ) -> tuple[Model, dict[str, tuple[int, ...]], bytes]:
     """A model, the shapes that it was compiled for before, and what is to be kept of it."""
     path = None if isinstance(model, bytes) else Path(model)
@@ -218,12 +249,12 @@ def _to_compile(
             found = artifact.parse(model) if isinstance(model, bytes) else artifact.read(Path(model))
             content = found.model_content()
             shapes = {port.name: port.shape for port in found.programs[0].inputs}
-            return replace(load(content), path=path), shapes, content if keep else b""
+            return replace(load(content, limits), path=path), shapes, content if keep else b""
         if not keep:
-            return load(model), {}, b""
+            return load(model, limits), {}, b""
         # Read once: what is kept is what was compiled.
-        content = self_contained(model if isinstance(model, bytes) else Path(model))
-        return replace(load(content), path=path), {}, content
+        content = self_contained(model if isinstance(model, bytes) else Path(model), limits)
+        return replace(load(content, limits), path=path), {}, content
     except Error as error:
         raise error.at(file=path) from error.__cause__
 

@@ -20,6 +20,7 @@ import numpy as np
 import coresident
 from coresident import cache as caches
 from coresident.errors import ArtifactError, InputError, TargetError
+from coresident.limits import DEFAULT, Limits
 from coresident.runtime import abi, artifact, cpu
 from coresident.runtime.executor import Executor
 from coresident.runtime.program import Port, Program, Step
@@ -93,6 +94,7 @@ class Session:
         cache: whether compiled code may be kept in, and taken from, the user's cache.
         treat_zeros_as_dense: multiply by weights that are zero as well, to measure what skipping them saves.
         programs: how many programs of different sizes to keep.
+        limits: that the model is to stay within.
 
     Raises:
         ModelError: the model can't be used.
@@ -111,6 +113,7 @@ class Session:
         programs: int = 8,
         streams: int = 1,
         requests: int | None = None,
+        limits: Limits = DEFAULT,
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"{threads} threads; at least 1 is needed, or None for all physical cores")
@@ -137,7 +140,7 @@ class Session:
             self._ready(_chosen(source))
             return
         store = caches.open_cache(enabled=cache)
-        self._compiler = _Compiler(source, store, self._team, sparse=not treat_zeros_as_dense)
+        self._compiler = _Compiler(source, store, self._team, sparse=not treat_zeros_as_dense, limits=limits)
         program = self._compiler.fixed()
         if program is not None:
             self._compiler = None
@@ -313,12 +316,15 @@ class _Compiler:
         source: of the model.
         cache: to look in first.
         threads, sparse: options that change the code.
+        limits: that the model is to stay within.
     """
 
-    def __init__(self, source: Source, cache: caches.Cache, threads: int, *, sparse: bool) -> None:
+    def __init__(
+        self, source: Source, cache: caches.Cache, threads: int, *, sparse: bool, limits: Limits
+    ) -> None:
         self._source: Source | None = source
         self._name = source.path.name if source.path else ""
-        self._cache, self._threads, self._sparse = cache, threads, sparse
+        self._cache, self._threads, self._sparse, self._limits = cache, threads, sparse, limits
         self._digest = source.digest()
         self._model: Model | None = None
         self._as_digested = True
@@ -378,7 +384,9 @@ class _Compiler:
 
             source = self._source
             assert source is not None
-            self._model = compiler.load(source.path if source.path is not None else bytes(source.content))
+            self._model = compiler.load(
+                source.path if source.path is not None else bytes(source.content), self._limits
+            )
             # A file that was replaced meanwhile must not become the program of what it was before.
             self._as_digested = source.unchanged
             self._source = None
@@ -387,7 +395,7 @@ class _Compiler:
     def _options(self) -> Options:
         from coresident import compiler
 
-        return compiler.Options(compiler.host_target(), self._threads, self._sparse)
+        return compiler.Options(compiler.host_target(), self._threads, self._sparse, self._limits)
 
     def _key(self, shapes: Mapping[str, list[int]] | None, values: Mapping[str, Array]) -> str:
         return caches.key(

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from coresident.errors import ExternalDataError
+from coresident.limits import Limits
 from coresident.onnx.reader import read
 
 WEIGHTS = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -68,10 +69,43 @@ def test_what_onnx_writes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(tmp_path / "m.onnx").initializers["w"], weights)
 
 
-def test_a_link_that_stays_inside(tmp_path: Path) -> None:
-    (tmp_path / "real.bin").write_bytes(WEIGHTS.tobytes())
-    (tmp_path / "w.bin").symlink_to("real.bin")
-    np.testing.assert_array_equal(read(save(tmp_path, {"location": "w.bin"})).initializers["w"], WEIGHTS)
+@pytest.mark.parametrize("kind", ["symbolic", "hard", "folder"])
+def test_links(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "w.bin").write_bytes(WEIGHTS.tobytes())
+    if kind == "folder":
+        (tmp_path / "sub").symlink_to("real")
+        return refused(save(tmp_path, {"location": "sub/w.bin"}), "behind a link")
+    if kind == "symbolic":
+        (tmp_path / "w.bin").symlink_to("real/w.bin")
+        return refused(save(tmp_path, {"location": "w.bin"}), "behind a link")
+    (tmp_path / "w.bin").hardlink_to(tmp_path / "real" / "w.bin")
+    return refused(save(tmp_path, {"location": "w.bin"}), "another name")
+
+
+def test_the_model_may_lie_behind_a_link(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "w.bin").write_bytes(WEIGHTS.tobytes())
+    path = save(folder, {"location": "w.bin"})
+    (tmp_path / "link").symlink_to(folder)
+    np.testing.assert_array_equal(read(tmp_path / "link" / path.name).initializers["w"], WEIGHTS)
+
+
+def test_entries_twice(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(WEIGHTS.tobytes())
+    path = save(tmp_path, {"location": "w.bin"})
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer[0].external_data.add(key="location", value="v.bin")
+    path.write_bytes(model.SerializeToString())
+    refused(path, "twice")
+
+
+def test_more_external_data_than_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(WEIGHTS.tobytes())
+    path = save(tmp_path, {"location": "w.bin"})
+    with pytest.raises(ExternalDataError, match="more than 20 bytes"):
+        read(path, Limits(external_bytes=20))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +142,7 @@ def test_links_that_leave_the_folder(tmp_path: Path, link: str) -> None:
 def test_missing_and_circular(tmp_path: Path) -> None:
     refused(save(tmp_path, {"location": "absent.bin"}), "missing")
     (tmp_path / "ring").symlink_to("ring")
-    refused(save(tmp_path, {"location": "ring"}), "can't be found|missing")
+    refused(save(tmp_path, {"location": "ring"}), "behind a link")
 
 
 def test_not_a_regular_file(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from coresident.errors import Error, InvalidModel, UnsupportedModel
 from coresident.graph.operator import evaluate, infer
-from coresident.onnx import functions
+from coresident.limits import Limits
 from coresident.onnx.reader import read
 
 FLOAT = TensorProto.FLOAT
@@ -350,7 +350,27 @@ def test_functions_deep_inside_each_other() -> None:
 
 def test_subgraphs_deep_inside_each_other() -> None:
     node = helper.make_node("Relu", ["x"], ["y"])
-    for _ in range(functions.MAX_DEPTH + 2):
+    for _ in range(Limits().depth + 2):
         body = helper.make_graph([node], "b", [], [onnx.ValueInfoProto(name="y")])
         node = helper.make_node("Loop", ["", "c"], ["y"], body=body)
     refused(model([node]), InvalidModel, "deep")
+
+
+@pytest.mark.parametrize(
+    ("limits", "match"),
+    [
+        (Limits(model_bytes=50), "50 are allowed"),
+        (Limits(nodes=2), "more than 2 nodes"),
+        (Limits(attribute_elements=3), "'perm' has 4 elements; 3 are allowed"),
+    ],
+)
+def test_limits(tmp_path: Path, limits: Limits, match: str) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Relu", ["a"], ["b"])]
+    content = model(
+        [*nodes, helper.make_node("Transpose", ["b"], ["y"], perm=[0, 1, 3, 2])]
+    ).SerializeToString()
+    (tmp_path / "m.onnx").write_bytes(content)
+    for source in (content, tmp_path / "m.onnx"):
+        read(source)
+        with pytest.raises(InvalidModel, match=match):
+            read(source, limits)

@@ -14,18 +14,33 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operators.windows import Window
 from coresident.kernels import phases
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Plan, Tensor
 
+MOST_TAPS = 1 << 16
+"""Positions of a kernel: each has an offset in tables or code, and few bytes can make weights of any size."""
+
 
 def window(node: Node, graph: Graph) -> Window:
-    """The window of a convolution node."""
+    """The window of a convolution node.
+
+    Raises:
+        UnsupportedModel: its kernel has more than `MOST_TAPS` positions.
+    """
     x, w = graph.fact(node.inputs[0]), graph.fact(node.inputs[1])
     assert x is not None
     assert w is not None
+    if math.prod(w.sizes[2:]) > MOST_TAPS:
+        raise UnsupportedModel(
+            f"a kernel of {math.prod(w.sizes[2:])} positions; {MOST_TAPS} are supported",
+            node=node.name or node.outputs[0],
+            op=node.op,
+            shape=w.sizes,
+        )
     return Window.of(node, x.sizes[2:], w.sizes[2:])
 
 

@@ -1,14 +1,15 @@
 """Tensor data that a model keeps in files beside it. Source: ONNX, docs/ExternalData.md.
 
-A model may name any file. Only regular files inside the model's own folder are read, and only as many bytes
-as the tensor's type and shape say.
+A model may name any file. Only regular files inside the model's own folder are read, through no link of
+either kind, and only as many bytes as the tensor's type and shape say.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from coresident.errors import ExternalDataError
@@ -27,8 +28,8 @@ def read(entries: Mapping[str, str], size: int, directory: Path | None, tensor: 
         tensor: its name, for messages.
 
     Raises:
-        ExternalDataError: the file is missing, lies outside the folder, is not a regular one, or is too
-            short; or the entries are not what the format allows.
+        ExternalDataError: the file is missing, lies outside the folder or behind a link, is not a regular
+            one, has other names, or is too short; or the entries are not what the format allows.
     """
     unknown = sorted(entries.keys() - KEYS)
     if unknown:
@@ -39,13 +40,14 @@ def read(entries: Mapping[str, str], size: int, directory: Path | None, tensor: 
         raise ExternalDataError(
             f"tensor {tensor!r} has external data, and a model given as bytes has no folder; give its path"
         )
-    path = _inside(entries.get("location", ""), directory, tensor)
+    parts = _parts(entries.get("location", ""), tensor)
     offset, length = _number(entries, "offset", 0, tensor), _number(entries, "length", size, tensor)
     if length != size:
         raise ExternalDataError(
-            f"tensor {tensor!r} needs {size} bytes; its external data has {length}", file=path
+            f"tensor {tensor!r} needs {size} bytes; its external data has {length}",
+            file=directory.joinpath(*parts),
         )
-    return _bytes(path, offset, size, tensor)
+    return _bytes(parts, directory, offset, size, tensor)
 
 
 def _number(entries: Mapping[str, str], key: str, default: int, tensor: str) -> int:
@@ -59,43 +61,66 @@ def _number(entries: Mapping[str, str], key: str, default: int, tensor: str) -> 
     return int(text)
 
 
-def _inside(location: str, directory: Path, tensor: str) -> Path:
-    """The file, with links resolved; inside the folder, likewise resolved."""
-    parts = (*PurePosixPath(location).parts, *PureWindowsPath(location).parts)
+def _parts(location: str, tensor: str) -> tuple[str, ...]:
+    """The names that lead from the folder to the file."""
+    parts = PurePosixPath(location).parts
+    both = (*parts, *PureWindowsPath(location).parts)
     rooted = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor
-    if not location or "\0" in location or rooted or ".." in parts:
+    if not parts or "\0" in location or rooted or ".." in both:
         raise ExternalDataError(
             f"tensor {tensor!r} has external data at {location!r}; a relative path without '..' is needed"
         )
-    try:
-        folder = directory.resolve(strict=True)
-        path = (folder / location).resolve(strict=True)
-    except FileNotFoundError:
-        raise ExternalDataError(
-            f"the external data of tensor {tensor!r} is missing", file=directory / location
-        ) from None
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ExternalDataError(
-            f"the external data of tensor {tensor!r} can't be found: {error}", file=directory / location
-        ) from None
-    if not path.is_relative_to(folder):
-        raise ExternalDataError(
-            f"the external data of tensor {tensor!r} lies outside the model's folder", file=path
-        )
-    return path
+    return parts
 
 
-def _bytes(path: Path, offset: int, size: int, tensor: str) -> bytearray:
-    # Opening must not follow a link put there meanwhile, nor wait for the other end of a pipe.
+def _opened(parts: Sequence[str], directory: Path) -> int:
+    """The file, with no link followed on the way from the folder, nor a pipe waited for.
+
+    Raises:
+        OSError: it can't be opened, or a link stands in the way.
+    """
     flags = (
         os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     )
+    if os.open not in os.supports_dir_fd:
+        path = directory
+        for part in parts:
+            path = path / part
+            if _is_link(os.lstat(path)):
+                raise OSError(errno.ELOOP, "a link", str(path))
+        return os.open(path, flags)
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with open(os.open(path, flags), "rb", buffering=0) as file:
+        for part in parts[:-1]:
+            if _is_link(os.lstat(part, dir_fd=folder)):
+                raise OSError(errno.ELOOP, "a link", part)
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        return os.open(parts[-1], flags, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def _is_link(status: os.stat_result) -> bool:
+    """Whether it leads elsewhere: a symbolic link, or on Windows any reparse point."""
+    return stat.S_ISLNK(status.st_mode) or bool(getattr(status, "st_reparse_tag", 0))
+
+
+def _bytes(parts: Sequence[str], directory: Path, offset: int, size: int, tensor: str) -> bytearray:
+    path = directory.joinpath(*parts)
+    try:
+        with open(_opened(parts, directory), "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ExternalDataError(
                     f"the external data of tensor {tensor!r} is not a regular file", file=path
+                )
+            if status.st_nlink > 1:
+                raise ExternalDataError(
+                    f"the external data of tensor {tensor!r} has another name (a hard link), which may lie "
+                    "outside the model's folder; make a copy of it",
+                    file=path,
                 )
             if offset + size > status.st_size:
                 raise ExternalDataError(
@@ -107,7 +132,15 @@ def _bytes(path: Path, offset: int, size: int, tensor: str) -> bytearray:
             rest = memoryview(data)
             while rest and (count := file.readinto(rest)):
                 rest = rest[count:]
+    except FileNotFoundError:
+        raise ExternalDataError(f"the external data of tensor {tensor!r} is missing", file=path) from None
     except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):
+            raise ExternalDataError(
+                f"the external data of tensor {tensor!r} is behind a link, which may lead outside the "
+                "model's folder; make a copy of it",
+                file=path,
+            ) from None
         raise ExternalDataError(
             f"the external data of tensor {tensor!r} can't be read: {error.strerror}", file=path
         ) from None

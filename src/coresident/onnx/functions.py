@@ -12,22 +12,17 @@ import onnx
 from onnx import inliner
 
 from coresident.errors import InvalidModel
-
-MAX_NODES = 200_000
-"""Nodes of a model, functions expanded and subgraphs counted."""
-
-MAX_DEPTH = 16
-"""Subgraphs or function calls inside each other."""
+from coresident.limits import Limits
 
 Key = tuple[str, str, str]
 """Domain, name and overload of a function."""
 
 
-def check_size(model: onnx.ModelProto) -> None:
+def check_size(model: onnx.ModelProto, limits: Limits) -> None:
     """Count the nodes that the model expands to.
 
     Raises:
-        InvalidModel: more than `MAX_NODES`, deeper than `MAX_DEPTH`, two functions of one name, or one that
+        InvalidModel: more nodes or deeper than the limits allow, two functions of one name, or one that
             calls itself.
     """
     functions: dict[Key, onnx.FunctionProto] = {}
@@ -37,10 +32,10 @@ def check_size(model: onnx.ModelProto) -> None:
             raise InvalidModel(f"two functions are named {function.domain}.{function.name}")
         functions[key] = function
     expanded: dict[Key, int] = {}
-    _count(model.graph.node, functions, expanded, ())
+    _count(model.graph.node, functions, expanded, (), limits)
     for key, function in functions.items():
         if key not in expanded:
-            expanded[key] = _count(function.node, functions, expanded, (key,))
+            expanded[key] = _count(function.node, functions, expanded, (key,), limits)
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -61,9 +56,10 @@ def _count(
     functions: dict[Key, onnx.FunctionProto],
     expanded: dict[Key, int],
     path: tuple[Key | str, ...],
+    limits: Limits,
 ) -> int:
-    if len(path) > MAX_DEPTH:
-        raise InvalidModel(f"subgraphs or functions inside each other more than {MAX_DEPTH} deep")
+    if len(path) > limits.depth:
+        raise InvalidModel(f"subgraphs or functions inside each other more than {limits.depth} deep")
     total = 0
     for node in nodes:
         total += 1
@@ -72,11 +68,11 @@ def _count(
             if key in path:
                 raise InvalidModel(f"function {node.domain}.{node.op_type} calls itself", node=node.name)
             if key not in expanded:
-                expanded[key] = _count(functions[key].node, functions, expanded, (*path, key))
+                expanded[key] = _count(functions[key].node, functions, expanded, (*path, key), limits)
             total += expanded[key]
         for attribute in node.attribute:
             for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                total += _count(graph.node, functions, expanded, (*path, "subgraph"))
-        if total > MAX_NODES:
-            raise InvalidModel(f"more than {MAX_NODES} nodes, functions expanded")
+                total += _count(graph.node, functions, expanded, (*path, "subgraph"), limits)
+        if total > limits.nodes:
+            raise InvalidModel(f"more than {limits.nodes} nodes, functions expanded")
     return total

@@ -6,6 +6,7 @@ or opened by them, and what is wrong with it is told as an `errors.ModelError`.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +23,8 @@ from coresident.graph.graph import Dimension, Fact, Graph, Node, sorted_nodes
 from coresident.graph.operator import OPERATORS
 from coresident.graph.operators.elementwise import attributes_of
 from coresident.graph.operators.generation import constant_value
-from coresident.onnx import functions, quantized, text
+from coresident.limits import DEFAULT, Limits
+from coresident.onnx import bounds, functions, quantized, text
 from coresident.onnx.tensors import HALF_BYTES, array_of, dtype_of
 from coresident.onnx.upgrade import NEWEST_OPSET, OLDEST_OPSET, UPGRADES, Rewriter
 
@@ -32,11 +34,12 @@ STANDARD = ("", "ai.onnx")
 """Names of the standard operator domain."""
 
 
-def read(source: str | Path | bytes) -> Graph:
+def read(source: str | Path | bytes, limits: Limits = DEFAULT) -> Graph:
     """The graph of a model, its operators in their newest forms.
 
     Args:
         source: a path, or the content of a file. External data is read from the folder of the path.
+        limits: that it is to stay within.
 
     Returns:
         Inputs that have an initializer are not among the graph's inputs. Free dimensions keep their names.
@@ -50,15 +53,15 @@ def read(source: str | Path | bytes) -> Graph:
         ResourceError: the file can't be read.
     """
     if isinstance(source, bytes):
-        return _graph(_model(source), None)
+        return _graph(_model(source, limits), None)
     path = Path(source)
     try:
-        return _graph(_model(content_of(path)), path.parent)
+        return _graph(_model(content_of(path, limits), limits), path.parent)
     except Error as error:
         raise error.at(file=path) from error.__cause__
 
 
-def content_of(path: Path) -> bytes:
+def content_of(path: Path, limits: Limits) -> bytes:
     """The bytes of a model's file.
 
     Raises:
@@ -68,17 +71,20 @@ def content_of(path: Path) -> bytes:
     if not path.is_file():
         raise InvalidModel("no such file" if not path.exists() else "not a file")
     try:
-        return path.read_bytes()
+        with open(path, "rb") as stream:
+            _check_length(os.fstat(stream.fileno()).st_size, limits)
+            return stream.read(limits.model_bytes + 1)
     except OSError as error:
         raise ResourceError(f"the file can't be read: {error.strerror}") from error
 
 
-def parsed(content: bytes) -> onnx.ModelProto:
+def parsed(content: bytes, limits: Limits) -> onnx.ModelProto:
     """The message in a file's bytes, its names text and its size within bounds.
 
     Raises:
         InvalidModel: not a model, truncated, or out of bounds.
     """
+    _check_length(len(content), limits)
     try:
         model = onnx.ModelProto.FromString(content)
     except DecodeError as error:
@@ -86,12 +92,18 @@ def parsed(content: bytes) -> onnx.ModelProto:
     if not model.ir_version or not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise InvalidModel("not an ONNX model: it has no graph")
     text.check(model)
-    functions.check_size(model)
+    functions.check_size(model, limits)
+    bounds.check(model, limits)
     return model
 
 
-def _model(content: bytes) -> onnx.ModelProto:
-    model = parsed(content)
+def _check_length(length: int, limits: Limits) -> None:
+    if length > limits.model_bytes:
+        raise InvalidModel(f"a model of {length} bytes; {limits.model_bytes} are allowed")
+
+
+def _model(content: bytes, limits: Limits) -> onnx.ModelProto:
+    model = parsed(content, limits)
     return functions.inlined(model) if model.functions else model
 
 

@@ -8,12 +8,13 @@ from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto
 
 from coresident.errors import Error, UnsupportedModel
+from coresident.limits import DEFAULT, Limits
 from coresident.onnx import messages, reader
 from coresident.onnx.references import external_locations
 from coresident.onnx.tensors import external_bytes
 
 
-def self_contained(source: Path | bytes) -> bytes:
+def self_contained(source: Path | bytes, limits: Limits = DEFAULT) -> bytes:
     """The content of an ONNX file that means the same and refers to no other; what refers to none as it is.
 
     Raises:
@@ -21,10 +22,10 @@ def self_contained(source: Path | bytes) -> bytes:
         UnsupportedModel: in one piece it is larger than a protobuf message can be.
         ResourceError: the file can't be read.
     """
-    content = source if isinstance(source, bytes) else reader.content_of(source)
+    content = source if isinstance(source, bytes) else reader.content_of(source, limits)
     if not external_locations(content):
         return content
-    model = reader.parsed(content)
+    model = reader.parsed(content, limits)
     directory = None if isinstance(source, bytes) else source.parent
     try:
         for tensor in messages.all_of(model, TensorProto):

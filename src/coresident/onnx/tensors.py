@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from coresident.errors import InvalidModel, UnsupportedModel
+from coresident.errors import ExternalDataError, InvalidModel, UnsupportedModel
 from coresident.onnx import external_data
 
 Array = np.ndarray[Any, Any]
@@ -112,6 +112,8 @@ def external_bytes(tensor: TensorProto, directory: Path | None, what: str) -> by
     """
     dtype, shape = _form(tensor, what)
     entries = {entry.key: entry.value for entry in tensor.external_data}
+    if len(entries) < len(tensor.external_data):
+        raise ExternalDataError(f"the external data of tensor {tensor.name!r} says something twice")
     return external_data.read(entries, _stored(tensor, shape) * dtype.itemsize, directory, tensor.name)
 
 

@@ -1,7 +1,8 @@
 """Evaluate what does not depend on the inputs, by the operators' numpy references.
 
 1. Values whose facts hold them, Shape and Size among them, become constants.
-2. A node that reads only constants is evaluated, unless its results pass `LIMIT`.
+2. A node that reads only constants is evaluated, unless its results pass `LIMIT`, or those of all nodes
+   what a model of its size may ask for (`View.may_compute`).
 
 `ARITHMETIC` leaves DequantizeLinear alone: products with the weights that it makes may become products of
 bytes.
@@ -42,7 +43,8 @@ def _constant_inputs(view: View, node: Node) -> Patch | None:
     facts = [view.fact(name) for name in node.outputs if name]
     if any(fact.counts for fact in facts):
         return None
-    if sum(math.prod(fact.sizes) * fact.dtype.itemsize for fact in facts) > LIMIT:
+    size = sum(math.prod(fact.sizes) * fact.dtype.itemsize for fact in facts)
+    if size > LIMIT or not view.may_compute(size):
         return None
     try:
         with np.errstate(all="ignore"):

@@ -51,6 +51,11 @@ class Pass:
     run: Callable[[Graph], Graph]
 
 
+ALLOWANCE = 512 << 20
+AMPLIFICATION = 8
+"""Bytes of constants that a pass may compute: so many, and for each byte of the graph's constants so many."""
+
+
 class View:
     """A graph with facts, indexed, while rules rewrite it."""
 
@@ -60,6 +65,7 @@ class View:
         self._makers: dict[str, Node] = {}
         self._readers: dict[str, dict[Node, None]] = {}
         self._initializers = dict(graph.initializers)
+        self._allowance = ALLOWANCE + AMPLIFICATION * sum(a.nbytes for a in graph.initializers.values())
         constants = graph.initializers.keys() - set(graph.inputs)
         self._facts = {name: fact for name, fact in graph.facts.items() if name not in constants}
         self._counted = {name for name, fact in self._facts.items() if fact.counts}
@@ -126,6 +132,14 @@ class View:
             name = f"{stem}.{number}"
         self._taken.add(name)
         return name
+
+    def may_compute(self, size: int) -> bool:
+        """Whether a pass may compute constants of so many bytes more, which a model of few bytes may ask for;
+        if so, they count from now on."""
+        if size > self._allowance:
+            return False
+        self._allowance -= size
+        return True
 
     def first_outputs(self) -> list[str]:
         """One output of each node, in topological order."""
