@@ -49,7 +49,7 @@ SCRIPTS = {page.name: "\n".join(blocks(page)) for page in PAGES if page != READM
 SNIPPETS = {
     "takes.shape, np.float32": "assert outputs[0].shape == (1, 3, 24, 32)",
     "def infer": "assert infer(np.zeros((48, 64), np.uint8)).shape == (1, 3, 24, 32)",
-    "pool.map": "assert np.shape(found) == (3, 2)",
+    "streams=2": "assert np.shape(found) == (3, 2)",
     "open_memmap": "np.testing.assert_array_equal(result, volume.astype(np.float32) / 255)",
 }
 """A part of each block of the README, and what is so after it has run."""

@@ -155,19 +155,19 @@ def test_feeds_that_do_not_fit(change: dict[str, Any], says: str, free: bool) ->
 
 
 def test_free_dimensions_take_their_sizes_at_the_call(compilations: list[Any]) -> None:
-    session = Session(FREE, programs=2)
+    session = Session(FREE, programs=2, background=False)
     assert session.get_inputs()[0].shape == ("n", 3)
     assert not compilations
     for rows, expected in ((2, 1), (5, 2), (2, 2), (7, 3), (2, 3), (0, 4)):
         check(session, feeds(rows))
         assert len(compilations) == expected, rows
-    assert len(session._executors) == 2
+    assert len(session._free.programs.bindings()) == 2
     with pytest.raises(InputError, match="n"):
         session.run(None, {"a": feeds(2)["a"], "b": feeds(3)["b"]})
 
 
 def test_two_threads_do_not_compile_the_same_twice(compilations: list[Any]) -> None:
-    session = Session(FREE, cache=False)
+    session = Session(FREE, cache=False, background=False)
     wrong: list[Exception] = []
 
     def call(seed: int) -> None:
@@ -222,10 +222,10 @@ def test_a_model_that_changes_while_it_is_read_is_not_kept(
     path.write_bytes(FIXED)
     load = compiler.load
 
-    def replaced(source: Any) -> compiler.Model:
+    def replaced(source: Any, *rest: Any) -> compiler.Model:
         path.write_bytes(model([2, 3], [2, 3], scale=9.0))
         os.utime(path, (1, 1))
-        return load(source)
+        return load(source, *rest)
 
     monkeypatch.setattr(compiler, "load", replaced)
     check(Session(path), feeds(), scale=9.0)

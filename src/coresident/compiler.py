@@ -14,8 +14,9 @@ import numpy as np
 from coresident.codegen import llvm
 from coresident.codegen.target import NAMED, Target
 from coresident.errors import Error, InputError, ModelError, ResourceError, TargetError
-from coresident.graph.graph import Fact, Graph
-from coresident.graph.operator import Array, inputs_to_bind
+from coresident.graph import batch
+from coresident.graph.graph import Dimension, Fact, Graph
+from coresident.graph.operator import Array, infer, inputs_to_bind
 from coresident.limits import DEFAULT, Limits
 from coresident.onnx import reader
 from coresident.onnx.self_contained import self_contained
@@ -95,6 +96,77 @@ def load(source: str | os.PathLike[str] | bytes, limits: Limits = DEFAULT) -> Mo
     path = None if isinstance(source, bytes) else Path(source)
     graph = reader.read(source if isinstance(source, bytes) else Path(source), limits)
     return Model(graph, path, inputs_to_bind(graph))
+
+
+def reshaped(model: Model, shapes: Mapping[str, Sequence[int | str | None]]) -> Model:
+    """The model with other shapes of its inputs.
+
+    Args:
+        shapes: by name; a number fixes a dimension, None frees it, and free dimensions of one name have the
+            same size. What the model calls such a dimension elsewhere follows.
+
+    Raises:
+        InputError: no such input, another number of dimensions, or what is no size.
+    """
+    graph = model.graph
+    if unknown := sorted(shapes.keys() - set(graph.inputs)):
+        raise InputError(f"no input {unknown[0]!r}; the inputs are {', '.join(graph.inputs)}")
+    known: dict[str, Dimension] = {}
+    given: dict[str, tuple[Dimension, ...]] = {}
+    freed = False
+    for name, shape in shapes.items():
+        old = graph.facts[name].shape
+        if len(shape) != len(old):
+            raise InputError(f"input {name!r} has {len(old)} dimensions, {list(old)}, not {list(shape)}")
+        new: list[Dimension] = []
+        for size in shape:
+            if not (size is None or isinstance(size, str) or (type(size) is int and size >= 0)):
+                raise InputError(f"input {name!r}: a size is a number, a name or None, not {size!r}")
+            new.append("" if size is None else size)
+        given[name] = tuple(new)
+        for a, b in zip(old, new):
+            freed |= isinstance(a, int) and a != b
+            if isinstance(a, str) and a and known.setdefault(a, b) != b:
+                raise InputError(f"input {name!r}: {a} is {known[a]!r} elsewhere, not {b!r}")
+
+    def follow(size: Dimension) -> Dimension:
+        return known.get(size, size) if isinstance(size, str) else size
+
+    facts = dict(graph.facts)
+    for name in graph.inputs:
+        followed = tuple(follow(size) for size in facts[name].shape)
+        facts[name] = replace(facts[name], shape=given.get(name, followed))
+    for name in graph.outputs:
+        if name in facts and name not in graph.inputs:
+            declared = tuple("" if freed and isinstance(d, int) else follow(d) for d in facts[name].shape)
+            facts[name] = replace(facts[name], shape=declared)
+    return replace(model, graph=graph.with_(facts=facts))
+
+
+def examined_batch(
+    model: Model,
+    sizes: tuple[int, int],
+    shapes: Mapping[str, tuple[int, ...]],
+    values: Mapping[str, Array],
+    pictures: Sequence[str],
+) -> batch.Batch:
+    """Whether results for one size of the batch can be put together from results for another.
+
+    Args:
+        sizes: of the batch, two different ones.
+        shapes: of all inputs.
+        values: of the inputs in `model.bound`.
+        pictures: the inputs whose first dimension is the batch.
+    """
+
+    def inferred(size: int) -> Graph:
+        own = {name: (size, *shape[1:]) if name in pictures else shape for name, shape in shapes.items()}
+        return infer(bind(model.graph, own, values))
+
+    try:
+        return batch.examined(inferred(max(sizes)), inferred(min(sizes)), pictures)
+    except Error as error:
+        return batch.Batch(why=str(error))
 
 
 def bind(

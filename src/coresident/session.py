@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
-import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +22,14 @@ from coresident.runtime import abi, artifact, cpu
 from coresident.runtime.executor import Executor
 from coresident.runtime.program import Port, Program, Step
 from coresident.runtime.streams import Requests, Streams
+from coresident.sizes import FreeSizes, Shapes
 from coresident.source import Source
 
 if TYPE_CHECKING:
     from coresident.compiler import Model, Options
+    from coresident.graph.batch import Batch
 
 Array = np.ndarray[Any, Any]
-Shapes = tuple[tuple[int, ...], ...]
-Binding = tuple[Shapes, tuple[bytes, ...]]
-"""What a program is compiled for: shapes of all inputs, values of those that shapes depend on."""
 
 _ORT_TYPES = {"float32": "float", "float64": "double"}
 
@@ -77,12 +73,35 @@ class ModelMeta:
     custom_metadata_map: dict[str, str]
 
 
+@dataclass(frozen=True)
+class FreeDimension:
+    """A size that each call may choose, and what another size costs.
+
+    Args:
+        input: name of the input.
+        axis: of the input.
+        name: of the dimension, None for one without.
+        in_pieces: whether programs for other sizes serve a new one while its own is compiled.
+        why: why they do not.
+    """
+
+    input: str
+    axis: int
+    name: str | None
+    in_pieces: bool
+    why: str
+
+
 class Session:
     """A model compiled for this machine.
 
     A model whose input sizes are all fixed is compiled at once. Free dimensions take their sizes at the call,
     and one program is kept for each set of sizes that was used lately. Inputs that shapes depend on, such as
     the shape fed to a Reshape, count as sizes. Safe to use from several threads.
+
+    Where the graph shows that the pictures of a batch do not meet, a batch of a new size is not waited for:
+    programs for other sizes of the batch run it in pieces, and its own is compiled in the background if there
+    is room for it.
 
     Args:
         model: path or content of an ONNX model, or of a compiled artifact.
@@ -94,6 +113,10 @@ class Session:
         cache: whether compiled code may be kept in, and taken from, the user's cache.
         treat_zeros_as_dense: multiply by weights that are zero as well, to measure what skipping them saves.
         programs: how many programs of different sizes to keep.
+        memory: bytes that these may take: weights, code and activations. The one used last always stays.
+        shapes: other shapes of inputs, by name: a number fixes a dimension, None or a name frees it.
+        background: whether batches may run in pieces; without, each size waits for its own program. The last
+            bits of a result may differ between the two.
         limits: that the model is to stay within.
 
     Raises:
@@ -113,6 +136,9 @@ class Session:
         programs: int = 8,
         streams: int = 1,
         requests: int | None = None,
+        memory: int = 2 << 30,
+        shapes: Mapping[str, Sequence[int | str | None]] | None = None,
+        background: bool = True,
         limits: Limits = DEFAULT,
     ) -> None:
         if threads is not None and threads < 1:
@@ -129,27 +155,40 @@ class Session:
         self._streams = Streams(streams)
         self._requests = Requests(streams, 4 * streams if requests is None else requests)
         weakref.finalize(self, self._requests.close, wait=False).atexit = False
-        self._limit = max(programs, 1)
-        self._lock = threading.Lock()
-        self._executors: OrderedDict[Binding, Executor] = OrderedDict()
+        self._free: FreeSizes | None = None
+        self._fixed: Executor | None = None
         source = Source.of(model)
         if artifact.is_artifact(source.content):
             if treat_zeros_as_dense:
                 raise InputError("an artifact is compiled already: treat_zeros_as_dense needs the model")
+            if shapes:
+                raise InputError("an artifact is compiled already: other shapes need the model")
             self._compiler = None
             self._ready(_chosen(source))
             return
         store = caches.open_cache(enabled=cache)
-        self._compiler = _Compiler(source, store, self._team, sparse=not treat_zeros_as_dense, limits=limits)
+        self._compiler = _Compiler(
+            source, store, self._team, shapes or {}, sparse=not treat_zeros_as_dense, limits=limits
+        )
         program = self._compiler.fixed()
         if program is not None:
             self._compiler = None
             self._ready(program)
             return
         self._inputs, self._outputs = self._compiler.signature()
-        self._bound = [i for i, one in enumerate(self._inputs) if one.name in self._compiler.inputs_to_bind()]
         self._dtypes = [np.dtype(one.dtype) for one in self._inputs]
-        self._fixed: Executor | None = None
+        bound = [i for i, one in enumerate(self._inputs) if one.name in self._compiler.inputs_to_bind()]
+        batches = [i for i, one in enumerate(self._inputs) if one.shape and not isinstance(one.shape[0], int)]
+        self._free = FreeSizes(
+            [one.name for one in self._inputs],
+            bound,
+            [i for i in batches if i not in bound],
+            _Maker(self._compiler, self._inputs, self._loaded),
+            self._infer,
+            programs=programs,
+            memory=memory,
+            background=background,
+        )
 
     def _ready(self, program: Program) -> None:
         """Set up for the one set of shapes that the model admits."""
@@ -193,17 +232,11 @@ class Session:
         """
         chosen = None if output_names is None else self._chosen(output_names)
         arrays = self._arrays(feeds)
-        outputs = self._infer(self._executor(arrays), arrays)
+        if self._free is not None:
+            outputs = self._free.run(arrays)
+        else:
+            outputs = self._infer(self._executor(arrays), arrays)
         return outputs if chosen is None else [outputs[i] for i in chosen]
-
-    def _infer(self, executor: Executor, arrays: Sequence[Array]) -> list[Array]:
-        if self.streams == 1:  # the team itself lets one caller in at a time
-            return executor.run(arrays)
-        stream = self._streams.take()
-        try:
-            return executor.run(arrays, stream)
-        finally:
-            self._streams.give(stream)
 
     def run_async(
         self, output_names: Sequence[str] | None, feeds: Mapping[str, Array]
@@ -245,14 +278,45 @@ class Session:
         """
         return self._executor(self._arrays(feeds)).program
 
+    def free_dimensions(self, feeds: Mapping[str, Array]) -> list[FreeDimension]:
+        """The sizes that each call may choose, and whether a new one has to wait for its program.
+
+        Args:
+            feeds: as for `run`; the network is examined at their sizes.
+
+        Raises:
+            InputError: the feeds do not fit the inputs.
+        """
+        arrays = self._arrays(feeds)
+        if self._free is None:
+            return []
+        why = self._free.why_not_in_pieces(arrays)
+        return [
+            FreeDimension(
+                one.name, axis, size, *(_OTHER if axis or i in self._free.bound else (not why, why))
+            )
+            for i, one in enumerate(self._inputs)
+            for axis, size in enumerate(one.shape)
+            if not isinstance(size, int)
+        ]
+
+    def resident_bytes(self, feeds: Mapping[str, Array]) -> int:
+        """Memory of the program for these feeds: code, weights, and the activations of a call on each stream.
+
+        Raises:
+            InputError, ModelError, ResourceError: as `run`.
+        """
+        return self._executor(self._arrays(feeds)).resident_bytes
+
     def close(self) -> None:
         """Give memory back now; calls under way end well, later ones raise ResourceError.
 
         Requests that `run_async` took are answered first.
         """
         self._requests.close()
-        for executor in [*self._executors.values(), *([self._fixed] if self._fixed else [])]:
-            executor.close()
+        for one in (self._free, self._fixed):
+            if one is not None:
+                one.close()
 
     def __enter__(self) -> Session:
         return self
@@ -261,6 +325,15 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _infer(self, executor: Executor, arrays: Sequence[Array]) -> list[Array]:
+        if self.streams == 1:  # the team itself lets one caller in at a time
+            return executor.run(arrays)
+        stream = self._streams.take()
+        try:
+            return executor.run(arrays, stream)
+        finally:
+            self._streams.give(stream)
 
     def _chosen(self, names: Sequence[str]) -> list[int]:
         have = [one.name for one in self._outputs]
@@ -282,31 +355,41 @@ class Session:
 
     def _executor(self, arrays: Sequence[Array]) -> Executor:
         """The program for the shapes of some arrays, compiled now if there is none yet."""
-        if self._fixed is not None:
-            return self._fixed
-        shapes = tuple(array.shape for array in arrays)
-        binding = (shapes, tuple(arrays[i].tobytes() for i in self._bound))
-        executor = self._executors.get(binding)
-        if executor is None:
-            return self._compiled(binding, arrays)
-        with contextlib.suppress(KeyError):  # another thread has just thrown it out
-            self._executors.move_to_end(binding)
-        return executor
+        if self._free is not None:
+            return self._free.executor(arrays)
+        assert self._fixed is not None
+        return self._fixed
 
-    def _compiled(self, binding: Binding, arrays: Sequence[Array]) -> Executor:
-        assert self._compiler is not None
-        shapes, _ = binding
-        _check_shapes(self._inputs, shapes)
-        with self._lock:
-            executor = self._executors.get(binding)
-            if executor is None:
-                sizes = {one.name: shape for one, shape in zip(self._inputs, shapes)}
-                values = {self._inputs[i].name: arrays[i].copy() for i in self._bound}
-                executor = self._loaded(self._compiler.bound(sizes, values))
-                self._executors[binding] = executor
-                while len(self._executors) > self._limit:
-                    self._executors.popitem(last=False)
-            return executor
+
+_OTHER = False, "the code is for this size"
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes what runs arrays of some sizes.
+
+    Args:
+        compiler: of the model.
+        inputs: of the model.
+        load: makes a program ready to run.
+    """
+
+    compiler: _Compiler
+    inputs: Sequence[NodeArg]
+    load: Callable[[Program], Executor]
+
+    def executor(self, shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, Array]) -> Executor:
+        _check_shapes(self.inputs, tuple(shapes.values()))
+        return self.load(self.compiler.bound(shapes, values))
+
+    def batch(
+        self,
+        size: int,
+        shapes: Mapping[str, tuple[int, ...]],
+        values: Mapping[str, Array],
+        pictures: Sequence[str],
+    ) -> Batch:
+        return self.compiler.batch(size, shapes, values, pictures)
 
 
 class _Compiler:
@@ -316,15 +399,24 @@ class _Compiler:
         source: of the model.
         cache: to look in first.
         threads, sparse: options that change the code.
+        given: shapes that the model's inputs are to have instead of their own.
         limits: that the model is to stay within.
     """
 
     def __init__(
-        self, source: Source, cache: caches.Cache, threads: int, *, sparse: bool, limits: Limits
+        self,
+        source: Source,
+        cache: caches.Cache,
+        threads: int,
+        given: Mapping[str, Sequence[int | str | None]],
+        *,
+        sparse: bool,
+        limits: Limits,
     ) -> None:
         self._source: Source | None = source
         self._name = source.path.name if source.path else ""
         self._cache, self._threads, self._sparse, self._limits = cache, threads, sparse, limits
+        self._given = {name: list(shape) for name, shape in given.items()}
         self._digest = source.digest()
         self._model: Model | None = None
         self._as_digested = True
@@ -390,7 +482,21 @@ class _Compiler:
             # A file that was replaced meanwhile must not become the program of what it was before.
             self._as_digested = source.unchanged
             self._source = None
+            self._model = compiler.reshaped(self._model, self._given)
         return self._model
+
+    def batch(
+        self,
+        size: int,
+        shapes: Mapping[str, tuple[int, ...]],
+        values: Mapping[str, Array],
+        pictures: Sequence[str],
+    ) -> Batch:
+        """Whether programs for a batch of this size can run a batch of these shapes in pieces."""
+        from coresident import compiler
+
+        count = shapes[pictures[0]][0]
+        return compiler.examined_batch(self._loaded(), (count, size), shapes, values, pictures)
 
     def _options(self) -> Options:
         from coresident import compiler
@@ -403,6 +509,7 @@ class _Compiler:
                 "model": self._digest,
                 "name": self._name,
                 "shapes": shapes,
+                "given": self._given if shapes is None else None,
                 "values": {name: array.tobytes().hex() for name, array in values.items()},
                 "threads": self._threads,
                 "sparse": self._sparse,

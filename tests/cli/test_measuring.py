@@ -48,6 +48,26 @@ def test_benchmark_of_free_sizes(free_model: Path, capsys: pytest.CaptureFixture
     assert "no input 'z'" in capsys.readouterr().err
 
 
+def test_analyze_says_what_free_dimensions_cost(
+    free_model: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = ["--shape", "x=1x3x8x8", "--threads", "1"]
+    record = _json(capsys, "analyze", free_model, *shape, "--json")
+    batch, height, width = record["free"]
+    assert [one["name"] for one in record["free"]] == ["batch", "height", "width"]
+    assert batch["in_pieces"]
+    assert not batch["why"]
+    assert not height["in_pieces"]
+    assert width["why"]
+    assert batch["compile_seconds"] > 0
+    assert batch["resident_bytes"] > 4 * 8 * 64
+    assert main(["analyze", str(free_model), *shape]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "x dimension 0 (batch) is free: programs for other sizes" in printed
+    assert "x dimension 2 (height) is free: a new size waits for the compiler" in printed
+    assert _json(capsys, "analyze", model, "--threads", "1", "--json")["free"] == []
+
+
 def test_benchmark_of_streams(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     several = ["--streams", "2", "--threads", "2"]
     record = _json(capsys, "benchmark", model, *QUICK, *several, "--against", "onnxruntime", "--json")

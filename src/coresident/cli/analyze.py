@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from coresident.cli import report
 from coresident.cli.command import OK, Command, add_json, add_shapes, add_threads, positive
 from coresident.measure.feeds import fixed_shapes, random_feeds
-from coresident.session import Session
+from coresident.session import FreeDimension, Session
 
 if TYPE_CHECKING:
     from coresident.codegen.peak import Peak
@@ -46,6 +47,11 @@ def _run(arguments: argparse.Namespace) -> int:
             session.run(None, feeds)
             progress.now("measuring the network")
             profile = session.profile(feeds, arguments.repeats)
+            free = session.free_dimensions(feeds)
+            costs = {
+                "compile_seconds": session.program(feeds).info.get("compile_seconds"),
+                "resident_bytes": session.resident_bytes(feeds),
+            }
             progress.now("measuring the machine")
             ceilings = peak.measure(compiler.host_target(), session.threads)
     found = layers(profile, ceilings)
@@ -60,10 +66,12 @@ def _run(arguments: argparse.Namespace) -> int:
                 "machine": machine_record(ceilings),
                 "layers": [layer.record() for layer in found],
                 "total": totals(found, ceilings),
+                "free": [asdict(one) | costs for one in free],
             }
         )
         return OK
     _tell(Path(arguments.model).name, found, ceilings)
+    _tell_free(free, costs)
     if arguments.plot is not None:
         report.say(f"roofline drawn to {arguments.plot}")
     return OK
@@ -112,6 +120,18 @@ def _tell(name: str, found: list[Layer], ceilings: Peak) -> None:
     report.say(
         f"this machine: {ceilings.macs / 1e9:.1f} GMAC/s a core; {levels} with {ceilings.threads} threads"
     )
+
+
+def _tell_free(free: list[FreeDimension], costs: dict[str, Any]) -> None:
+    seconds, size = costs["compile_seconds"], costs["resident_bytes"] / 1e6
+    for one in free:
+        dimension = f"{one.input} dimension {one.axis}" + (f" ({one.name})" if one.name else "")
+        waits = (
+            "programs for other sizes serve a new one in pieces while its own is compiled"
+            if one.in_pieces
+            else f"a new size waits for the compiler: {one.why}"
+        )
+        report.say(f"{dimension} is free: {waits}; this size took {seconds:.2f} s to compile, {size:.1f} MB")
 
 
 def _row(layer: Layer) -> list[str]:

@@ -107,8 +107,9 @@ def summary(
 ) -> dict[str, Any]:
     """The figures of a comparison as JSON values; errors are shares of the outputs' range.
 
-    Others are slower by the time of an inference or, with several streams, by the inferences a second.
-    Outputs are compared with those of onnxruntime, or of the first other engine where it did not run.
+    How many times slower the others are is of the time of an inference or, with several streams, of the
+    inferences a second. Outputs are compared with those of onnxruntime, or of the first other engine where it
+    did not run.
     """
     others = [name for name in results if name != OURS]
     reference = "onnxruntime" if "onnxruntime" in results else next(iter(others), None)

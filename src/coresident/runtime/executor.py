@@ -191,6 +191,13 @@ class Executor:
         for stream in range(streams if threads > 1 else 0):
             team_of(threads, self._entry, stream)
 
+    @property
+    def resident_bytes(self) -> int:
+        """Weights, code, and the activations of one call on each stream."""
+        program = self.program
+        call = program.arena_bytes + program.scratch_bytes * self.threads
+        return len(program.constants) + sum(map(len, program.objects)) + call * len(self._free)
+
     def run(self, arrays: Sequence[Array], stream: int = 0) -> list[Array]:
         """One inference.
 

@@ -9,13 +9,24 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from coresident.errors import ResourceError
 
 Call = Callable[[], Any]
 _Item = tuple[Future[Any], Call, threading.Semaphore | None]
 """What holds the result, what makes it, and where its place in the queue is given back."""
+
+
+class Forked(Protocol):
+    """What has locks or threads that a child process must not wait for."""
+
+    def after_fork(self) -> None: ...
+
+
+def renew_after_fork(one: Forked) -> None:
+    """Have `after_fork` called in child processes, as long as somebody holds the object."""
+    _FORKED.add(one)
 
 
 class Streams:
@@ -30,7 +41,7 @@ class Streams:
     def __init__(self, count: int) -> None:
         self.count = count
         self.after_fork()
-        _FORKED.add(self)
+        renew_after_fork(self)
 
     def after_fork(self) -> None:
         """All are free in a child process: who held them does not exist there."""
@@ -64,7 +75,7 @@ class Requests:
     def __init__(self, workers: int, room: int) -> None:
         self._workers, self._room = workers, room
         self.after_fork()
-        _FORKED.add(self)
+        renew_after_fork(self)
 
     def after_fork(self) -> None:
         """A child process starts without requests: those of its parent are answered there."""
@@ -172,7 +183,7 @@ def _after_fork() -> None:
 
 
 _OPEN: weakref.WeakSet[Requests] = weakref.WeakSet()
-_FORKED: weakref.WeakSet[Streams | Requests] = weakref.WeakSet()
+_FORKED: weakref.WeakSet[Forked] = weakref.WeakSet()
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
