@@ -222,10 +222,10 @@ def test_a_model_that_changes_while_it_is_read_is_not_kept(
     path.write_bytes(FIXED)
     load = compiler.load
 
-    def replaced(source: Any) -> compiler.Model:
+    def replaced(source: Any, limits: coresident.Limits) -> compiler.Model:
         path.write_bytes(model([2, 3], [2, 3], scale=9.0))
         os.utime(path, (1, 1))
-        return load(source)
+        return load(source, limits)
 
     monkeypatch.setattr(compiler, "load", replaced)
     check(Session(path), feeds(), scale=9.0)
