@@ -119,9 +119,11 @@ def main() -> int:
     kinds = [arguments.kind] if arguments.kind else ["model", "artifact", "image"]
     failed = False
     for kind in kinds:
-        findings = fuzz(kind, arguments.seed, -(-arguments.cases // len(kinds)))
-        print(findings, flush=True)
-        failed |= bool(findings.problems)
+        end = arguments.seed + -(-arguments.cases // len(kinds))
+        for first in range(arguments.seed, end, BATCH):
+            findings = fuzz(kind, first, min(BATCH, end - first))
+            print(f"from seed {first}: {findings}", flush=True)
+            failed |= bool(findings.problems)
     return int(failed)
 
 
