@@ -41,9 +41,10 @@ MODELS = (
     "unet_q",
     "unet_b85_q",
 )
-TOLERANCE, QUANTISED_TOLERANCE = 1e-4, 5e-2
-"""Outputs may differ from those of ONNX Runtime by this share of their range. Of quantised networks (`_q`)
-the last layer has few steps, and on CPUs without VNNI ONNX Runtime lets products overflow."""
+TOLERANCE = 1e-4
+"""Outputs may differ from those of ONNX Runtime by this share of their range. Those of quantised networks
+(`_q`) are printed alone: on CPUs without VNNI ONNX Runtime lets products overflow (`tests/end_to_end` compares
+with it told not to)."""
 
 
 def engine(text: str) -> tuple[str, str]:
@@ -124,8 +125,7 @@ def main() -> int:
             continue
         rows.append(row(name, figures[name], list(engines)))
         print(" ".join(rows[-1]), file=sys.stderr)
-        limit = QUANTISED_TOLERANCE if name.endswith("_q") else TOLERANCE
-        sound = sound and figures[name]["error"].get(OURS, 0.0) <= limit
+        sound = sound and (name.endswith("_q") or figures[name]["error"].get(OURS, 0.0) <= TOLERANCE)
     print_markdown(["model", *engines, "faster than the fastest peer", "error", "MB"], rows)
     if options.json:
         options.json.write_text(json.dumps({"threads": options.threads, "models": figures}, indent=1) + "\n")
@@ -153,7 +153,7 @@ def draw(figures: dict[str, Any], engines: list[str], path: Path) -> None:
     axes.axhline(1, color="black", linewidth=0.6)
     axes.set_xticks(range(len(figures)), list(figures), rotation=30, ha="right", fontsize=8)
     axes.set_ylabel("speed, fastest other engine = 1")
-    axes.legend(fontsize=8, ncols=2)
+    drawing.legend(loc="outside upper center", fontsize=8, ncols=len(engines))
     drawing.savefig(path, dpi=130)
 
 
