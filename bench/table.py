@@ -43,8 +43,8 @@ MODELS = (
 )
 TOLERANCE = 1e-4
 """Outputs may differ from those of ONNX Runtime by this share of their range. Those of quantised networks
-(`_q`) are printed alone: on CPUs without VNNI ONNX Runtime lets products overflow; `tests/end_to_end` compares
-with it told not to."""
+(`_q`) are printed alone: on CPUs without VNNI ONNX Runtime lets products overflow; `tests/end_to_end`
+compares with it told not to."""
 
 
 def engine(text: str) -> tuple[str, str]:
