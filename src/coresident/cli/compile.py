@@ -11,7 +11,7 @@ from coresident.cli.report import remark
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="an ONNX model, or an artifact that holds its model")
-    parser.add_argument("output", type=Path, help="the file to write, by custom *.cres")
+    parser.add_argument("output", type=Path, help="the file to write, usually *.cres")
     parser.add_argument(
         "--target",
         action="append",

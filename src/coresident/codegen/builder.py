@@ -295,13 +295,6 @@ class Function:
         self.declarations[name] = f"declare {kind} @{name}({types})"
         return self.emit(f"call {kind} @{name}({', '.join(f'{a.type} {a.text}' for a in arguments)})", kind)
 
-    def call_void(self, name: str, *arguments: Value, needs: Sequence[str] = ()) -> None:
-        """Call an intrinsic that returns nothing; raises as `call` does."""
-        self._check(name, needs)
-        types = ", ".join(str(a.type) for a in arguments)
-        self.declarations[name] = f"declare void @{name}({types})"
-        self.line(f"call void @{name}({', '.join(f'{a.type} {a.text}' for a in arguments)})")
-
     def _check(self, name: str, needs: Sequence[str]) -> None:
         if name.startswith(("llvm.x86.", "llvm.aarch64.")) and not needs:
             raise TargetError(f"{name} must name the features that it needs")

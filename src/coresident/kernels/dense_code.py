@@ -39,11 +39,11 @@ def factor_taps(taps: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]
     raise AssertionError("one inner tap always fits")
 
 
-def rounds(shape: Shape, block: int) -> int:
+def rounds(channels: int, block: int, taps: int) -> int:
     """Channels in one round of the inner loop: more where there are few taps, so that the loop itself costs
     little."""
-    sizes = {block, shape.inputs % block or block}
-    fits = [u for u in (4, 2) if all(n % u == 0 for n in sizes) and u * shape.taps <= 16]
+    sizes = {block, channels % block or block}
+    fits = [u for u in (4, 2) if all(n % u == 0 for n in sizes) and u * taps <= 16]
     return fits[0] if fits else 1
 
 
@@ -105,7 +105,7 @@ class _Code:
         size = (stop - start) * (group * taps)
         streams = [f.offset(before, (unit + s) * size, F32) for s in range(-(-rows // group))]
         self._prefetch(here, unit, start, stop)
-        unroll = rounds(self.shape, self.choice.block)
+        unroll = rounds(inputs, self.choice.block, taps)
         with f.loop(start, stop, unroll) as c:
             round_bytes = 4 * unroll * taps * packed
             for stream in streams:

@@ -20,7 +20,7 @@ from coresident.kernels import (
     integer_stream,
 )
 from coresident.kernels.frame import Shape
-from coresident.kernels.geometry import is_depthwise, window
+from coresident.kernels.geometry import halo, is_depthwise, window
 from coresident.kernels.integer_code import Choice
 from coresident.kernels.integer_epilogue import IntegerEpilogue
 from coresident.kernels.integer_strips import Places, Strips, flat_strips, pitched_strips, row_strips
@@ -30,19 +30,8 @@ MOST_VECTORS = {1: 10, 2: 6, 4: 2, 6: 2}
 """Vectors of a tile at most, for so many channels that share their loads, with 16 registers: beside the sums,
 products, weights and activations need some."""
 
-
 STREAM_MARGIN = 1.3
 """Measured over modelled cycles of a stream of entries, relative to those of panels."""
-
-
-def halo(node: Node, graph: Graph) -> tuple[tuple[int, int], ...]:
-    """What a convolution reads around its input."""
-    w = window(node, graph)
-    spatial, out = graph.facts[node.inputs[0]].sizes[2:], graph.facts[node.outputs[0]].sizes[2:]
-    return tuple(
-        (begin, max(0, (o - 1) * t + (k - 1) * d - begin - (s - 1)))
-        for s, o, t, k, d, begin in zip(spatial, out, w.strides, w.kernel, w.dilations, w.pads_begin)
-    )
 
 
 def zero_point(node: Node, graph: Graph) -> int:

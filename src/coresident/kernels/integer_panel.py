@@ -51,6 +51,10 @@ class Choice:
     def __str__(self) -> str:
         return f"{max(self.pixels)} pixels x {self.vectors} vectors of channels, blocks of {self.block}"
 
+    def row_vectors(self, lanes: int) -> int:
+        """Vectors of an output row."""
+        return -(-sum(self.pixels) // lanes)
+
     @property
     def most_tiles(self) -> int:
         """Rows of the largest chunk."""

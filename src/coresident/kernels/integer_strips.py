@@ -9,7 +9,6 @@ otherwise each row has tiles of its own.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -412,8 +411,3 @@ def row_chunks(p: Places, rows: int) -> Strips:
         False,
         sum(lengths),
     )
-
-
-def pixels_of(p: Places) -> int:
-    """Of one output plane."""
-    return math.prod(p.out.shape[2:])
