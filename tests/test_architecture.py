@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
         "onnx",
         "passes",
         "runtime",
+        "cache",
         "session",
         "vision",
         "measure",
