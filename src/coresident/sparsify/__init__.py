@@ -1,1 +1,1 @@
-"""From a trained dense network to one that this CPU runs faster, with what that cost shown."""
+"""From a trained dense network to one that this CPU runs several times faster."""
