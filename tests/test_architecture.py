@@ -29,6 +29,18 @@ ALLOWED: dict[str, set[str]] = {
     "session": {"errors", "limits", "graph", "compiler", "cache", "sizes", "runtime", "source"},
     "vision": {"errors", "runtime"},
     "measure": {"errors", "codegen", "runtime", "vision"},
+    "sparsify": {
+        "errors",
+        "limits",
+        "graph",
+        "onnx",
+        "passes",
+        "runtime",
+        "cache",
+        "session",
+        "vision",
+        "measure",
+    },
     "cli": {"errors", "graph", "codegen", "runtime", "cache", "compiler", "session", "vision", "measure"},
 }
 """Room -> the rooms it may import beside itself. `codegen` and `schedule` know of `runtime` only its ABI,

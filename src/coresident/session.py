@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -517,8 +515,8 @@ class _Compiler:
                 "abi": abi.VERSION,
                 "format": artifact.VERSION,
                 "coresident": coresident.__version__,
-                "code": _fingerprint("coresident", "**/*.py"),
-                "llvm": _fingerprint("llvmlite", "_version.py", "binding/*llvmlite.*"),
+                "code": caches.fingerprint("coresident", "**/*.py"),
+                "llvm": caches.fingerprint("llvmlite", "_version.py", "binding/*llvmlite.*"),
             }
         )
 
@@ -540,17 +538,6 @@ def _features() -> frozenset[str]:
     from coresident import compiler
 
     return compiler.host_target().features
-
-
-def _fingerprint(package: str, *patterns: str) -> str:
-    """Names, sizes and times of a package's files, found without importing it.
-
-    A version number does not change while a package is worked on; its files do.
-    """
-    spec = importlib.util.find_spec(package)
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    files = sorted(path for folder in folders for pattern in patterns for path in Path(folder).glob(pattern))
-    return caches.key({str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files})
 
 
 def _chosen(source: Source) -> Program:
