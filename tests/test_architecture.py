@@ -29,7 +29,19 @@ ALLOWED: dict[str, set[str]] = {
     "session": {"errors", "limits", "graph", "compiler", "cache", "sizes", "runtime", "source"},
     "vision": {"errors", "runtime"},
     "measure": {"errors", "codegen", "runtime", "vision"},
-    "cli": {"errors", "graph", "codegen", "runtime", "cache", "compiler", "session", "vision", "measure"},
+    "sparsify": {"errors", "limits", "graph", "onnx", "passes", "runtime", "session", "vision", "measure"},
+    "cli": {
+        "errors",
+        "graph",
+        "codegen",
+        "runtime",
+        "cache",
+        "compiler",
+        "session",
+        "vision",
+        "measure",
+        "sparsify",
+    },
 }
 """Room -> the rooms it may import beside itself. `codegen` and `schedule` know of `runtime` only its ABI,
 the program as data, and how to run what measures the machine."""
