@@ -65,7 +65,9 @@ def _classifies(x: Array, labels: Array, name: str, batch: int) -> Callable[[cor
 
 
 def _cifar(pixels: Array) -> Array:
-    scaled = (pixels / np.float32(255) - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+    scaled = (pixels / np.float32(255) - np.float32([0.485, 0.456, 0.406])) / np.float32(
+        [0.229, 0.224, 0.225]
+    )
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 

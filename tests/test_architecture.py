@@ -26,7 +26,9 @@ ALLOWED: dict[str, set[str]] = {
     "source": {"errors", "onnx", "runtime"},
     "programs": {"errors", "runtime"},
     "sizes": {"errors", "graph", "programs", "runtime"},
-    "session": {"errors", "limits", "graph", "compiler", "cache", "sizes", "runtime", "source"},
+    "ports": {"errors", "runtime"},
+    "cached_compiler": {"errors", "limits", "graph", "compiler", "ports", "cache", "runtime", "source"},
+    "session": {"errors", "limits", "cached_compiler", "ports", "cache", "sizes", "runtime", "source"},
     "vision": {"errors", "runtime"},
     "measure": {"errors", "codegen", "runtime", "vision"},
     "sparsify": {
@@ -50,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {
         "runtime",
         "cache",
         "compiler",
+        "ports",
         "session",
         "vision",
         "measure",

@@ -27,4 +27,3 @@ from coresident.sparsify.search import Found, search
 from coresident.sparsify.settings import Settings
 from coresident.sparsify.verification import verified
 from coresident.vision.tensors import Preprocessing
-
