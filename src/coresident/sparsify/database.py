@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from coresident.graph.graph import Graph
-from coresident.graph.operator import Array
 from coresident.sparsify import reconstruction, statistics
-from coresident.sparsify.candidates import FOUR_BLOCK, UNSTRUCTURED
 from coresident.sparsify.checkpoint import Checkpoint
 from coresident.sparsify.forms import Form, Pattern
-from coresident.sparsify.network import Layer, blocks, matrices
+from coresident.sparsify.network import Layer, blocks, matrices, problems, weight_of
+from coresident.sparsify.moments import Moments
 from coresident.sparsify.project import Project
 
 
@@ -47,14 +46,17 @@ class Database:
         return graph.with_(initializers=initializers)
 
 
-def build(project: Project, patterns: Sequence[Pattern]) -> Database:
+def build(project: Project, sparsities: Mapping[Pattern, Sequence[float]]) -> Database:
     """Work out all layers at all shares of zeros, or take them from the checkpoint.
+
+    Args:
+        sparsities: shares of zeros by pattern, ascending.
 
     Raises:
         InputError: activations that are not finite; names the node.
         ResourceError: no space for the results.
     """
-    checkpoint = project.checkpoint
+    checkpoint, patterns = project.checkpoint, list(sparsities)
     project.progress.stage("reconstructing layers", len(project.prunable) * len(patterns))
     missing = []
     for layer in project.prunable:
@@ -70,7 +72,7 @@ def build(project: Project, patterns: Sequence[Pattern]) -> Database:
         seed=project.settings.seed,
     ):
         for pattern in patterns:
-            _reconstruct(project, layer, moments, pattern)
+            _reconstruct(project, layer, moments, pattern, sparsities[pattern])
             project.progress.advance(note=layer.name)
     errors: dict[Pattern, dict[str, dict[float, float]]] = {}
     for pattern in patterns:
@@ -85,3 +87,38 @@ def build(project: Project, patterns: Sequence[Pattern]) -> Database:
 
 def _name(pattern: Pattern, layer: Layer) -> str:
     return f"level {pattern} {layer.name}"
+
+
+def _reconstruct(
+    project: Project,
+    layer: Layer,
+    moments: Sequence[Moments],
+    pattern: Pattern,
+    sparsities: Sequence[float],
+) -> None:
+    """Work out one layer and store it."""
+    original = project.graph.initializers[layer.weight]
+    bias = project.graph.initializers[layer.bias]
+    # The phases of a transposed convolution share one bias: it can't make up for each of them.
+    centred = layer.op != "ConvTranspose"
+    found = reconstruction.levels(
+        matrices(layer, original),
+        moments,
+        blocks(layer),
+        sparsities,
+        pattern,
+        project.settings.effort,
+        taps=[len(problem.taps) for problem in problems(layer)],
+        centred=centred,
+    )
+    stored = {
+        "sparsities": np.array([level.sparsity for level in found]),
+        "errors": np.array([level.error for level in found]),
+    }
+    for level in found:
+        weight = weight_of(layer, level.weights, original).ravel()
+        change = np.concatenate(level.biases) if centred else np.zeros_like(bias)
+        stored[f"mask {level.sparsity}"] = np.packbits(weight != 0)
+        stored[f"weight {level.sparsity}"] = weight[weight != 0]
+        stored[f"bias {level.sparsity}"] = (bias + change).astype(np.float32)
+    project.checkpoint.store(_name(pattern, layer), stored)
