@@ -6,11 +6,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from coresident.graph.graph import Graph
-from coresident.sparsify import correction, quantization
+from coresident.sparsify import correction
 from coresident.sparsify.candidates import weight_bits
 from coresident.sparsify.database import Database
-from coresident.sparsify.forms import Form
+from coresident.sparsify.forms import DType, Form
 from coresident.sparsify.project import Project
+from coresident.sparsify.quantization import quantize
+from coresident.sparsify.ranges import Range, ranges
 
 
 @dataclass(frozen=True)
@@ -20,33 +22,63 @@ class Finished:
     Args:
         sparse: in float32, plain ONNX operators.
         graph: the result; the same where nothing is quantised.
-        floating: names of layers that stay in float though the others are bytes, with the reason.
     """
 
     sparse: Graph
     graph: Graph
-    floating: Mapping[str, str]
+
+
+def activation_ranges(project: Project, graph: Graph, floating: Collection[str]) -> dict[str, Range]:
+    """What bytes are to span, over the calibration samples."""
+    return ranges(
+        graph, project.calibration.batches, skip=floating, threads=project.threads, progress=project.progress
+    )
 
 
 def finish(
     project: Project,
     database: Database,
     choice: Mapping[str, Form],
-    dtype: str,
-    floating: Mapping[str, str],
+    dtype: DType,
+    floating: Collection[str],
 ) -> Finished:
     """Build the network that was chosen.
 
     Args:
         choice: by layer.
-        dtype: "int8" or "float32".
-        floating: names of nodes that stay in float, with the reason.
+        dtype: of its products.
+        floating: names of nodes that stay in float where the others become bytes.
     """
     sparse = database.stitched(project.graph, project.prunable, choice)
-    pruned = [layer for layer in project.prunable if choice.get(layer.name, _DENSE).sparsity > 0]
+    pruned = [layer for layer in project.prunable if layer.name in choice and choice[layer.name].sparsity]
     if pruned:
-        sparse = correction.resolve(project.graph, sparse, pruned, project.calibration.batches, **_common(project))
-        sparse = correction.repair(project.graph, sparse, pruned, project.calibration.batches, **_common(project))
-    if dtype != "int8":
-        return Finished(sparse, sparse, {})
-    return Finished(sparse, quantised(project, sparse, floating), floating)
+        sparse = correction.resolve(
+            project.graph,
+            sparse,
+            pruned,
+            project.calibration.batches,
+            threads=project.threads,
+            seed=project.settings.seed,
+            progress=project.progress,
+        )
+        sparse = _repaired(project, sparse)
+    if dtype == "float32":
+        return Finished(sparse, sparse)
+    return Finished(sparse, in_bytes(project, sparse, floating))
+
+
+def in_bytes(project: Project, graph: Graph, floating: Collection[str]) -> Graph:
+    """The network quantised, its biases corrected for what rounding shifts."""
+    found = activation_ranges(project, graph, floating)
+    return quantize(graph, found, skip=floating, weight_bits=weight_bits())
+
+
+def _repaired(project: Project, graph: Graph) -> Graph:
+    return correction.repair(
+        project.graph,
+        graph,
+        project.layers,
+        project.calibration.batches,
+        threads=project.threads,
+        progress=project.progress,
+    )

@@ -186,9 +186,7 @@ def refined(
 def at_speed(
     project: Project,
     database: Database,
-    timings: Timings,
-    budget: Callable[[float], float],
-    reached: Callable[[float, float], float],
+    wanted: float,
     choose: Callable[[float], Choice],
     quantise: Quantise,
     feeds: Mapping[str, Array],
@@ -197,31 +195,27 @@ def at_speed(
     the budget is tightened by as much.
 
     Args:
-        budget: seconds to allocate for, from those of the dense network as timed.
-        reached: from seconds of the dense network and of the choice, how much faster than asked (1 is as
-            asked).
-        choose: the choice for a budget.
-        quantise: makes a network of bytes.
+        wanted: how many times as fast as the dense network.
+        choose: from such a factor to a choice.
+        quantise: makes a network of bytes of one of floats.
+        feeds: of the calls.
     """
-    first = budget(timings.total({}))
-    tightened = 1.0
+    asked = wanted
     project.progress.stage("checking the speed", 0)
     best: tuple[float, Choice] | None = None
     for _ in range(_CORRECTIONS):
-        choice = choose(first * tightened)
+        choice = choose(asked)
         graph = database.stitched(project.graph, project.prunable, choice.allocation.choice)
         if choice.losses.family.dtype == "int8":
             graph = quantise(graph)
         models = {"dense": serialize(project.graph), "choice": serialize(graph)}
         times = latencies(models, feeds, project.threads)
-        ratio = reached(times["dense"], times["choice"])
-        project.progress.advance(note=f"{times['dense'] / times['choice']:.2f}x")
-        if ratio >= 1 - _CLOSE:
-            return choice
-        if best is None or ratio > best[0]:
-            best = ratio, choice
-        if not choice.allocation.feasible:
+        speedup = times["dense"] / times["choice"]
+        project.progress.advance(note=f"{speedup:.2f} times as fast")
+        if best is None or speedup > best[0]:
+            best = speedup, choice
+        if speedup >= wanted * (1 - _CLOSE) or not choice.allocation.feasible:
             break
-        tightened *= ratio
+        asked *= wanted / speedup
     assert best is not None
     return best[1]
