@@ -15,7 +15,8 @@ import numpy as np
 from coresident.cli import report
 from coresident.cli.command import FAILED, OK, PARTLY, Command, add_json, add_threads
 from coresident.errors import Error, ImageError, InputError, ModelError, ResourceError
-from coresident.session import NodeArg, Session
+from coresident.ports import NodeArg
+from coresident.session import Session
 from coresident.vision import images, tensors
 
 Array = np.ndarray[Any, Any]
