@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 DType = Literal["float32", "int8"]
 Pattern = Literal["dense", "unstructured", "4block"]
@@ -25,6 +25,8 @@ class Form:
     sparsity: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.dtype not in get_args(DType) or self.pattern not in get_args(Pattern):
+            raise ValueError(f"no such form: {self.dtype} {self.pattern}")
         if not 0 <= self.sparsity < 1 or (self.pattern == "dense") != (self.sparsity == 0):
             raise ValueError(f"no such form: {self.pattern} with {self.sparsity} of the weights zero")
 
