@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from coresident.runtime import cpu
 from coresident.sparsify.forms import DType, Form, Pattern
@@ -58,7 +59,7 @@ def families(settings: Settings) -> tuple[Family, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def weight_bits() -> int:
+def weight_bits() -> Literal[7, 8]:
     """Bits of int8 weights: 7 where the CPU multiplies pairs of bytes into 16 bits that would overflow.
 
     With weights of at most 7 bits `vpmaddubsw` can't overflow, so that this engine needs no second pass and

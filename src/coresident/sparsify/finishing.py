@@ -22,17 +22,18 @@ class Finished:
     Args:
         sparse: in float32, plain ONNX operators.
         graph: the result; the same where nothing is quantised.
+        floating: layers that stay in float because of what their bytes would cost, with the reason.
     """
 
     sparse: Graph
     graph: Graph
+    floating: Mapping[str, str]
 
 
-def activation_ranges(project: Project, graph: Graph, floating: Collection[str]) -> dict[str, Range]:
+def activation_ranges(project: Project, graph: Graph) -> dict[str, Range]:
     """What bytes are to span, over the calibration samples."""
-    return ranges(
-        graph, project.calibration.batches, skip=floating, threads=project.threads, progress=project.progress
-    )
+    project.progress.stage("ranges of activations", 0)
+    return ranges(graph, project.calibration.batches(), threads=project.threads)
 
 
 def finish(
@@ -63,13 +64,13 @@ def finish(
         )
         sparse = _repaired(project, sparse)
     if dtype == "float32":
-        return Finished(sparse, sparse)
-    return Finished(sparse, in_bytes(project, sparse, floating))
+        return Finished(sparse, sparse, {})
+    return Finished(sparse, in_bytes(project, sparse, floating), {})
 
 
 def in_bytes(project: Project, graph: Graph, floating: Collection[str]) -> Graph:
     """The network quantised, its biases corrected for what rounding shifts."""
-    found = activation_ranges(project, graph, floating)
+    found = activation_ranges(project, graph)
     return quantize(graph, found, skip=floating, weight_bits=weight_bits())
 
 

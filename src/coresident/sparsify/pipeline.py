@@ -20,10 +20,10 @@ import coresident
 from coresident.compiler import compile_file
 from coresident.errors import InputError
 from coresident.onnx.reader import read
+from coresident.onnx.self_contained import self_contained
 from coresident.onnx.writer import serialize
 from coresident.runtime import cpu
 from coresident.runtime.files import write_atomically
-from coresident.source import Source
 from coresident.sparsify import agreement
 from coresident.sparsify.checkpoint import Checkpoint
 from coresident.sparsify.data import inputs_of
@@ -194,12 +194,12 @@ def sparsify(
     return Result(onnx, artifact, report, samples.preprocessing.record())
 
 
-def _content(model: object, feeds: Mapping[str, Any] | None = None) -> tuple[bytes, str]:
+def _content(model: object) -> tuple[bytes, str]:
     """An ONNX model's bytes, self-contained, and what to call it."""
     if isinstance(model, bytes):
         return model, "model"
     if isinstance(model, str | os.PathLike):
-        return Source.of(model).self_contained(), Path(model).name
+        return self_contained(Path(model)), Path(model).name
     raise InputError(f"a {type(model).__name__} is no model; the path or content of an ONNX file is")
 
 

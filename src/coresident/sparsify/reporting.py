@@ -53,7 +53,7 @@ def reported(
     report = Report(
         model=name,
         task=project.task,
-        target=Target("target_speedup", 1.0, 1.0),
+        target=Target("sparsity", 0.0, 0.0),
         layers=tuple(_layer(project, run, made, layer, before, after) for layer in project.layers),
         latency=latency,
         sizes=Sizes(len(content), len(onnx), None if artifact is None else len(artifact)),
@@ -104,7 +104,7 @@ def _layer(
     in_bytes = verification.is_quantised(made.graph, layer)
     why = layer.why if not layer.prunable else ""
     if made.choice.losses.family.dtype == "int8" and not in_bytes:
-        why = "; ".join(filter(None, (why, run.why_float(layer.name))))
+        why = "; ".join(filter(None, (why, made.floating.get(layer.name, "the tail of an output"))))
     return LayerReport(
         name=layer.name,
         op=layer.op,

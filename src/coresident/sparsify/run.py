@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import platformdirs
+import numpy as np
 
+from coresident.cache import default_folder
 from coresident.graph.graph import Graph
 from coresident.graph.operator import Array
 from coresident.sparsify import agreement, database, search, timing
 from coresident.sparsify.agreement import Agreement
 from coresident.sparsify.candidates import Family, families, weight_bits
+from coresident.sparsify.checkpoint import Checkpoint
 from coresident.sparsify.database import Database
 from coresident.sparsify.finishing import activation_ranges, finish
-from coresident.sparsify.forms import FLOAT_DENSE, INT8_DENSE, Timings
+from coresident.sparsify.forms import FLOAT_DENSE, INT8_DENSE, Form, Timings
 from coresident.sparsify.network import SKIPPED
 from coresident.sparsify.placement import float_tail
 from coresident.sparsify.project import Project
@@ -34,6 +36,7 @@ class Made(NamedTuple):
     choice: Choice
     agreement: Agreement
     outputs: list[Array]
+    floating: Mapping[str, str]
 
 
 class Run:
@@ -59,9 +62,7 @@ class Run:
             return self._fastest_within(value)
         if kind == "sparsity":
             timings = self._timings
-            return self._finished(
-                search.with_sparsity(self._project, self._losses, value, timings)
-            )
+            return self._finished(search.with_sparsity(self._project, self._losses, value, timings))
         return self._finished(self._as_fast(self._factor(kind, value)))
 
     def _factor(self, kind: str, value: float) -> float:
@@ -71,7 +72,7 @@ class Run:
 
     @cached_property
     def _dense_ranges(self) -> Any:
-        return activation_ranges(self._project, self._project.graph, self._floating)
+        return activation_ranges(self._project, self._project.graph)
 
     def _quantised(self, graph: Graph) -> Graph:
         """A network with products of bytes that is as fast as the one that will be: its ranges are the dense
@@ -95,15 +96,13 @@ class Run:
             threads=self._project.threads,
             quantise=self._quantised,
             seed=self._project.settings.seed,
-            store=Path(platformdirs.user_cache_dir("coresident", appauthor=False)) / "timings",
+            store=default_folder() / "timings",
             progress=self._project.progress,
         )
 
     @cached_property
     def _database(self) -> Database:
-        return database.build(
-            self._project, {family.pattern: family.sparsities for family in self._families}
-        )
+        return database.build(self._project, {family.pattern: family.sparsities for family in self._families})
 
     @cached_property
     def _reference(self) -> list[Array]:
@@ -139,14 +138,20 @@ class Run:
         """The choice of least loss that makes the network so many times as fast."""
         losses, timings = self._losses, self._timings
         dense = timings.measured[FLOAT_DENSE]
-        choice, asked = search.at_speed(
-            self._project,
-            self._database,
-            factor,
-            lambda wanted: search.within(losses, timings, dense / wanted),
-            self._quantised,
-            self._feeds,
-        )
+
+        def choose(wanted: float) -> Choice:
+            return search.within(losses, timings, dense / wanted)
+
+        # The clock's word is kept: the same command gives the same network again.
+        memory = Checkpoint(default_folder() / "factors", {"timings": repr(timings), "losses": repr(losses)})
+        known = memory.load(f"{factor}")
+        if known is not None:
+            choice = choose(float(known["asked"]))
+        else:
+            choice, asked = search.at_speed(
+                self._project, self._database, factor, choose, self._quantised, self._feeds
+            )
+            memory.store(f"{factor}", {"asked": np.array(asked)})
         return search.refined(self._project, choice, self._database, timings, self._reference)
 
     def _fastest_within(self, drop: float) -> Made:
@@ -169,7 +174,13 @@ class Run:
         dtype = choice.losses.family.dtype
         made = finish(self._project, self._database, choice.allocation.choice, dtype, self._floating)
         outputs = self._project.outputs(made.graph, self._project.held_out)
-        return Made(made.graph, choice, self._project.compare(self.held_out, outputs), outputs)
+        return Made(made.graph, choice, self._project.compare(self.held_out, outputs), outputs, made.floating)
+
+    def error(self, layer: str, form: Form) -> float:
+        """Squared error of a layer's output in a form, before it was solved again in the sparse network."""
+        if not form.sparsity:
+            return 0.0
+        return self._database.errors[form.pattern][layer][form.sparsity]
 
     def drop(self, made: Made) -> float:
         """What it lost on the samples held out: accuracy where there are labels, otherwise agreement."""

@@ -85,7 +85,9 @@ def losses(
     return Losses(family, _floored(errors, found), base)
 
 
-def _floored(errors: Mapping[str, Mapping[Form, float]], scales: Sequence[float]) -> dict[str, dict[Form, float]]:
+def _floored(
+    errors: Mapping[str, Mapping[Form, float]], scales: Sequence[float]
+) -> dict[str, dict[Form, float]]:
     """Layers whose effect was too small to measure get a little of the others': they are not free."""
     least = 0.05 * float(np.median(scales)) if scales else 0.0
     return {
@@ -190,7 +192,7 @@ def at_speed(
     choose: Callable[[float], Choice],
     quantise: Quantise,
     feeds: Mapping[str, Array],
-) -> Choice:
+) -> tuple[Choice, float]:
     """A choice that the clock agrees with: where a network built so is slower than its layers' timings say,
     the budget is tightened by as much.
 
@@ -199,10 +201,13 @@ def at_speed(
         choose: from such a factor to a choice.
         quantise: makes a network of bytes of one of floats.
         feeds: of the calls.
+
+    Returns:
+        The choice, and the factor that it was allocated for.
     """
     asked = wanted
     project.progress.stage("checking the speed", 0)
-    best: tuple[float, Choice] | None = None
+    best: tuple[float, Choice, float] | None = None
     for _ in range(_CORRECTIONS):
         choice = choose(asked)
         graph = database.stitched(project.graph, project.prunable, choice.allocation.choice)
@@ -213,9 +218,9 @@ def at_speed(
         speedup = times["dense"] / times["choice"]
         project.progress.advance(note=f"{speedup:.2f} times as fast")
         if best is None or speedup > best[0]:
-            best = speedup, choice
+            best = speedup, choice, asked
         if speedup >= wanted * (1 - _CLOSE) or not choice.allocation.feasible:
             break
         asked *= wanted / speedup
     assert best is not None
-    return best[1]
+    return best[1], best[2]
