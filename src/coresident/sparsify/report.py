@@ -109,15 +109,15 @@ class Target:
     """What was asked for.
 
     Args:
-        kind: "speedup" in times the original; "latency_ms"; "sparsity" of all weights that can have zeros;
-            "max_drop" of accuracy or agreement.
+        kind: "target_speedup", times as fast as the original; "latency_ms"; "sparsity" of all weights that
+            can have zeros; "max_drop" of accuracy or agreement.
         asked: how much of it.
         reached: how much there is, as measured.
         feasible: whether it was predicted to be reached.
         holding: where not, the layers that hold it, with their shares of the least time possible.
     """
 
-    kind: Literal["speedup", "latency_ms", "sparsity", "max_drop"]
+    kind: Literal["target_speedup", "latency_ms", "sparsity", "max_drop"]
     asked: float
     reached: float
     feasible: bool = True

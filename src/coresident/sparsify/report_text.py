@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def markdown(report: Report, pictures: Sequence[str] = (), remark: str = "") -> 
         pictures: names of files to show.
         remark: said in their place.
     """
-    parts = [f"# {_text(report.model)}", *summary(report), "", *_whole(report), *_quality(report)]
+    parts = [f"# {_text(report.model)}", *summary(report, _text), "", *_whole(report), *_quality(report)]
     parts += _layers(report)
     parts += [line for name in pictures for line in (f"![{name}]({name})", "")]
     parts += [remark, ""] if remark else []
@@ -27,19 +27,23 @@ def markdown(report: Report, pictures: Sequence[str] = (), remark: str = "") -> 
     return "\n".join(parts).rstrip() + "\n"
 
 
-def summary(report: Report) -> list[str]:
-    """What came of it, in a few sentences, one each line."""
+def summary(report: Report, name_of: Callable[[str], str]) -> list[str]:
+    """What came of it, in a few sentences, one each line.
+
+    Args:
+        name_of: how to write the name of a layer.
+    """
     latency = report.latency
     lines = [
         f"{latency.speedup:.2f} times as fast as the dense float32 network: {_ms(latency.dense_float)} ms "
         f"became {_ms(latency.result)} ms; {report.sparsity:.1%} of the weights are zero."
     ]
     target = report.target
-    how = {"speedup": "speed-up of", "latency_ms": "latency in ms of", "sparsity": "sparsity of"}
+    how = {"target_speedup": "speed-up of", "latency_ms": "latency in ms of", "sparsity": "sparsity of"}
     asked = f"{how.get(target.kind, 'drop of at most')} {target.asked:.4g}"
     lines.append(f"Asked: {asked}; reached: {target.reached:.4g}.")
     if not target.feasible:
-        names = ", ".join(f"{_text(name)} ({share:.0%})" for name, share in target.holding)
+        names = ", ".join(f"{name_of(name)} ({share:.0%})" for name, share in target.holding)
         held = f" Layers that hold it, with their share of the least time: {names}." if names else ""
         lines.append(f"That is out of reach on this CPU; the result is as far as it goes.{held}")
     return lines
