@@ -117,9 +117,16 @@ def _axes_to_input(node: Node, model: Rewriter) -> list[Node]:
 def _split_to_input(node: Node, model: Rewriter) -> list[Node]:
     split = node.get("split")
     if split is None:
-        return [node]
+        return _split_evenly(node, model)
     name = model.constant(node, "split", split, np.int64)
     return [node.with_(inputs=(node.input(0), name), attributes=_without(node, "split"))]
+
+
+def _split_evenly(node: Node, model: Rewriter) -> list[Node]:
+    """Before opset 18 the number of equal parts was that of the outputs."""
+    if node.input(1):
+        return [node]
+    return [node.with_(attributes={**node.attributes, "num_outputs": len(node.outputs)})]
 
 
 def _k_to_input(node: Node, model: Rewriter) -> list[Node]:
@@ -293,7 +300,7 @@ UPGRADES: dict[str, tuple[tuple[int, Upgrade], ...]] = {
         f"Reduce{kind}": ((18, _axes_to_input),)
         for kind in ("Max", "Min", "Mean", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
     },
-    "Split": ((13, _split_to_input),),
+    "Split": ((13, _split_to_input), (18, _split_evenly)),
     "Reshape": ((5, _shape_to_input),),
     "Cast": ((6, _cast_by_name),),
     "Tile": ((6, _tile_once),),

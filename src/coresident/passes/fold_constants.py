@@ -5,7 +5,7 @@
    what a model of its size may ask for (`View.may_compute`).
 
 `ARITHMETIC` leaves DequantizeLinear alone: products with the weights that it makes may become products of
-bytes.
+bytes. `CONSTANTS` is the second rule alone: what holds for all sizes of the inputs.
 
 So the arithmetic on shapes that exporters leave behind (Shape, Gather, Unsqueeze, Concat before a Reshape)
 disappears.
@@ -73,4 +73,5 @@ def _but_weights(rule: Rule) -> Rule:
 
 
 ARITHMETIC = pattern_pass("fold_arithmetic", _but_weights(_known_value), _but_weights(_constant_inputs))
+CONSTANTS = pattern_pass("fold_constant_inputs", _constant_inputs)
 PASS = pattern_pass("fold_constants", _known_value, _constant_inputs)

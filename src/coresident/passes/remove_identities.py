@@ -147,6 +147,9 @@ def _single(view: View, node: Node) -> Patch | None:
     return _bypass(view, node)
 
 
+COPIES = pattern_pass("remove_copies", _identity)
+"""Identity and Dropout alone: what holds for all sizes."""
+
 PASS = pattern_pass(
     "remove_identities",
     _identity,

@@ -17,7 +17,9 @@ from coresident.passes.patch import Pass
 _HALF = np.dtype(np.float16)
 
 
-def _run(graph: Graph) -> Graph:
+def widened(graph: Graph) -> Graph:
+    """The graph without float16 between its inputs and outputs, and without facts of what lies between; sizes
+    may be free."""
     halves = {name for name, fact in graph.facts.items() if fact.dtype == _HALF}
     halves |= {name for name, array in graph.initializers.items() if array.dtype == _HALF}
     if not halves:
@@ -49,7 +51,13 @@ def _run(graph: Graph) -> Graph:
         for name, array in graph.initializers.items()
     }
     inputs = {name: graph.facts[name] for name in graph.inputs}
-    return infer(graph.with_(nodes=(*casts, *nodes, *back), initializers=constants, facts=inputs))
+    outputs = {name: graph.facts[name] for name in graph.outputs if name in graph.facts}
+    return graph.with_(nodes=(*casts, *nodes, *back), initializers=constants, facts={**outputs, **inputs})
+
+
+def _run(graph: Graph) -> Graph:
+    wide = widened(graph)
+    return graph if wide is graph else infer(wide)
 
 
 def _widened(attribute: Any) -> Any:

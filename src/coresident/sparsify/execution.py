@@ -1,0 +1,73 @@
+"""Values inside a network, computed by the engine: the graph is cut to what they need, and they become its
+outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from coresident.graph.graph import Graph
+from coresident.graph.operator import Array
+from coresident.onnx.writer import serialize
+from coresident.session import Session
+
+
+def cut(graph: Graph, wanted: Sequence[str]) -> Graph:
+    """The part of a graph that some values depend on, with these as its outputs.
+
+    Args:
+        graph: of plain ONNX operators.
+        wanted: values that nodes make, each once.
+    """
+    needed = set(wanted)
+    nodes = []
+    for node in reversed(graph.nodes):
+        if needed.intersection(filter(None, node.outputs)):
+            nodes.append(node)
+            needed.update(filter(None, node.inputs))
+    facts = {name: graph.facts[name] for name in graph.inputs if name in needed}
+    facts |= {name: graph.facts[name] for name in wanted if name in graph.facts}
+    return graph.with_(
+        inputs=tuple(name for name in graph.inputs if name in needed),
+        outputs=tuple(wanted),
+        nodes=tuple(reversed(nodes)),
+        initializers={name: array for name, array in graph.initializers.items() if name in needed},
+        facts=facts,
+    )
+
+
+def activations(
+    graph: Graph,
+    wanted: Sequence[str],
+    batches: Iterable[Mapping[str, Array]],
+    threads: int | None = None,
+) -> Iterator[dict[str, Array]]:
+    """Values of a network, batch by batch.
+
+    Args:
+        graph: of plain ONNX operators; free dimensions take the sizes of the batches.
+        wanted: names of values: inputs, constants, or what nodes make.
+        batches: arrays for the graph's inputs.
+        threads: to run on; None for the physical cores that this process may use.
+
+    Returns:
+        For each batch, the values by name. Inputs and constants are the arrays given, not copies.
+
+    Raises:
+        InputError: a batch does not fit the inputs.
+        ModelError: the part of the network can't be compiled.
+        ResourceError: no memory.
+    """
+    made = {name for node in graph.nodes for name in node.outputs if name}
+    computed = [name for name in dict.fromkeys(wanted) if name in made]
+    given = [name for name in dict.fromkeys(wanted) if name not in made]
+    if not computed:
+        for batch in batches:
+            yield {name: batch[name] if name in graph.inputs else graph.initializers[name] for name in given}
+        return
+    part = cut(graph, computed)
+    with Session(serialize(part), threads, cache=False, background=False) as session:
+        for batch in batches:
+            values = dict(zip(computed, session.run(None, {name: batch[name] for name in part.inputs})))
+            for name in given:
+                values[name] = batch[name] if name in graph.inputs else graph.initializers[name]
+            yield values
