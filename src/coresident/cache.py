@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import stat
@@ -34,6 +35,17 @@ _ABANDONED_SECONDS = 3600
 def key(entries: dict[str, Any]) -> str:
     """The name of what is made from these entries (JSON values)."""
     return hashlib.sha256(json.dumps(entries, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def fingerprint(package: str, *patterns: str) -> str:
+    """Names, sizes and times of a package's files, found without importing it.
+
+    A version number does not change while a package is worked on; its files do.
+    """
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    files = sorted(path for folder in folders for pattern in patterns for path in Path(folder).glob(pattern))
+    return key({str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files})
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,7 @@ class DiskCache:
         if not path.exists():
             return None
         try:
-            _check_owner(path)
+            check_owner(path)
             found = artifact.read(path).programs
             if len(found) != 1 or found[0].info.pop(_KEY, None) != key:
                 raise ArtifactError("was made for something else", file=path)
@@ -170,7 +182,7 @@ class DiskCache:
             warnings.warn(message, CoresidentWarning, stacklevel=3)
 
 
-def _check_owner(path: Path) -> None:
+def check_owner(path: Path) -> None:
     """Raise ArtifactError unless the file or folder is this user's and nobody else can write it."""
     if not hasattr(os, "getuid"):
         return
@@ -206,7 +218,7 @@ def open_cache(folder: Path | None = None, *, enabled: bool = True, limit_bytes:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise ResourceError(f"can't be made: {error.strerror or error}", file=folder) from error
-        _check_owner(folder)
+        check_owner(folder)
     except Error as error:
         warnings.warn(f"the cache is not used: its folder {error}", CoresidentWarning, stacklevel=2)
         return NoCache(str(error))
