@@ -201,7 +201,7 @@ def _divergence(p: Array, q: Array) -> Array:
 
 
 def _exclusive(values: Array) -> bool:
-    """Whether the maps along axis 1 are classes of which a pixel has one, not each a probability by itself."""
+    """Whether the maps along axis 1 are classes of which a pixel has one, not each one by itself."""
     apart = values.min() >= 0 and values.max() <= 1 and not np.allclose(values.sum(1), 1, atol=1e-3)
     return values.shape[1] > 1 and not apart
 
@@ -273,24 +273,20 @@ def accuracy(task: Task, outputs: Sequence[Array], labels: Sequence[Any] | Array
         best = np.asarray(outputs[0]).reshape(count, -1).argmax(1)
         return float(np.mean(best == np.asarray(labels).reshape(count)))
     if task == "segmenter":
-        exclusive = _exclusive(outputs[0])
-        pairs = zip(outputs[0], labels)
-        return float(np.mean([_dice(one, np.asarray(mask), exclusive) for one, mask in pairs]))
+        values = outputs[0]
+        likely = 0.5 if values.min() >= 0 and values.max() <= 1 else 0.0
+        found = values.argmax(1) if _exclusive(values) else values[:, 0] > likely
+        return float(np.mean([_dice(one, np.asarray(mask)) for one, mask in zip(found, labels)]))
     head = boxes.head_of([array.shape for array in outputs])
     if not head:
         raise InputError("the form of the detector's outputs is not known; its boxes can't be judged")
     return boxes.average_precision(boxes.decode(head, outputs), list(labels))
 
 
-def _dice(output: Array, mask: Array, exclusive: bool) -> float:
-    """Of one sample, [C, spatial...] and [spatial...]; by the first map where classes may overlap."""
-    if output.shape[1:] != mask.shape:
-        raise InputError("a mask must have the size of the output", shape=(output.shape[1:], mask.shape))
-    if exclusive:
-        found = output.argmax(0)
-        inside, common = found > 0, (found == mask) & (mask > 0)
-    else:
-        inside = output[0] > (0.5 if output.min() >= 0 and output.max() <= 1 else 0)
-        common = inside & (mask > 0)
-    either = inside.sum() + (mask > 0).sum()
-    return float(2 * common.sum() / either) if either else 1.0
+def _dice(found: Array, mask: Array) -> float:
+    """Of one sample: classes, or what is inside; of a mask for the latter, all but 0 is."""
+    if found.shape != mask.shape:
+        raise InputError("a mask must have the size of the output", shape=(found.shape, mask.shape))
+    wanted = mask if found.dtype != np.bool_ else mask > 0
+    either = (found > 0).sum() + (wanted > 0).sum()
+    return float(2 * ((found == wanted) & (wanted > 0)).sum() / either) if either else 1.0
