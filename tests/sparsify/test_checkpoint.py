@@ -10,7 +10,11 @@ import pytest
 from coresident.errors import CoresidentWarning, ResourceError
 from coresident.sparsify.checkpoint import Checkpoint
 
-ARRAYS = {"file": np.arange(5, dtype=np.float32), "mask 0.5": np.ones((2, 3), bool), "empty": np.zeros((0, 3))}
+ARRAYS = {
+    "file": np.arange(5, dtype=np.float32),
+    "mask 0.5": np.ones((2, 3), bool),
+    "empty": np.zeros((0, 3)),
+}
 
 
 def test_what_is_stored_is_loaded(tmp_path: Path) -> None:
