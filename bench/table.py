@@ -17,7 +17,7 @@ from support import feeds_of, print_markdown
 import coresident
 from coresident.cli.command import duration, positive
 from coresident.errors import Error
-from coresident.measure.turns import Result, take_turns
+from coresident.measure.turns import Result, Turn, take_turns
 from coresident.measure.worker import ENGINES
 from coresident.runtime import cpu
 
@@ -59,8 +59,9 @@ def measure(path: Path, engines: dict[str, str], options: argparse.Namespace) ->
     """All engines on one model."""
     with coresident.Session(path, threads=options.threads) as session:
         feeds = feeds_of(session)
+    turns = {name: Turn(name, path, python) for name, python in engines.items()}
     results, failures = take_turns(
-        path, feeds, engines, options.threads, rounds=options.rounds, seconds=options.seconds
+        turns, feeds, options.threads, rounds=options.rounds, seconds=options.seconds
     )
     for name, message in failures.items():
         print(f"{path.name}: {name} did not run: {message}", file=sys.stderr)

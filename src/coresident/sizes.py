@@ -12,6 +12,7 @@ import numpy as np
 from coresident.errors import ResourceError
 from coresident.programs import Programs, pieces, run_in_pieces
 from coresident.runtime.executor import Executor
+from coresident.runtime.program import Program
 from coresident.runtime.streams import renew_after_fork
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _MOST_BATCHES = 1024
 class Maker(Protocol):
     """Where programs come from."""
 
-    def executor(self, shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, Array]) -> Executor:
+    def program(self, shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, Array]) -> Program:
         """The program for these shapes of the inputs, and these values of those that shapes depend on."""
 
     def batch(
@@ -50,6 +51,7 @@ class FreeSizes:
         bound: positions of the inputs whose values shapes depend on.
         pictures: positions of the others whose first dimension is free.
         maker: of programs.
+        load: makes a program ready to run.
         infer: one inference by a program.
         programs, memory: how many programs to keep, and in how many bytes.
         background: whether batches may run in pieces while their own program is compiled.
@@ -61,6 +63,7 @@ class FreeSizes:
         bound: Sequence[int],
         pictures: Sequence[int],
         maker: Maker,
+        load: Callable[[Program], Executor],
         infer: Callable[[Executor, Sequence[Array]], list[Array]],
         *,
         programs: int,
@@ -69,7 +72,7 @@ class FreeSizes:
     ) -> None:
         self.bound = frozenset(bound)
         self._inputs, self._pictures = inputs, pictures
-        self._maker, self._infer, self._background = maker, infer, background
+        self._maker, self._load, self._infer, self._background = maker, load, infer, background
         self.programs: Programs[Binding] = Programs(max(programs, 1), memory)
         self.batches: dict[tuple[Binding, int], Batch] = {}
         self.compiling: threading.Thread | None = None
@@ -125,7 +128,7 @@ class FreeSizes:
             if executor is None:
                 if self._closed:
                     raise ResourceError("the session is closed")
-                executor = self._maker.executor(self._shapes(arrays), self._values(arrays))
+                executor = self._load(self._maker.program(self._shapes(arrays), self._values(arrays)))
                 self.programs.put(binding, executor)
                 self._failed.discard(binding)
                 if self._closed:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from coresident.measure.turns import Result, take_turns
+from coresident.measure.turns import Result, Turn, take_turns
 
 
 def _result(*outputs: np.ndarray, times: tuple[float, ...] = (1.0,)) -> Result:
@@ -31,7 +31,12 @@ def test_turns(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     engines = {"coresident": "", "onnxruntime": "", "openvino": "/nowhere/python", "nothing": ""}
     results, failures = take_turns(
-        model, {"file": x}, engines, 1, rounds=2, seconds=0.01, progress=said.append
+        {name: Turn(name, model, python) for name, python in engines.items()},
+        {"file": x},
+        1,
+        rounds=2,
+        seconds=0.01,
+        progress=said.append,
     )
     assert list(results) == ["coresident", "onnxruntime"]
     assert set(failures) == {"openvino", "nothing"}
@@ -47,8 +52,8 @@ def test_turns(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_several_calls_at_once(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORESIDENT_CACHE", "0")
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    engines = {"coresident": "", "onnxruntime": "", "openvino": ""}
-    results, _ = take_turns(model, {"file": x}, engines, 2, streams=2, rounds=1, seconds=0.05)
+    turns = {name: Turn(name, model) for name in ("coresident", "onnxruntime", "openvino")}
+    results, _ = take_turns(turns, {"file": x}, 2, streams=2, rounds=1, seconds=0.05)
     assert {"coresident", "onnxruntime"} <= set(results)
     for result in results.values():
         assert np.array_equal(result.outputs[0], -x)

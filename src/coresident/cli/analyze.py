@@ -12,7 +12,8 @@ import numpy as np
 from coresident.cli import report
 from coresident.cli.command import OK, Command, add_json, add_shapes, add_threads, positive
 from coresident.measure.feeds import fixed_shapes, random_feeds
-from coresident.session import FreeDimension, Session
+from coresident.ports import FreeDimension
+from coresident.session import Session
 
 if TYPE_CHECKING:
     from coresident.codegen.peak import Peak

@@ -21,7 +21,7 @@ from coresident.cli.command import (
 )
 from coresident.errors import Error
 from coresident.measure.feeds import fixed_shapes, random_feeds
-from coresident.measure.turns import Result, take_turns
+from coresident.measure.turns import Result, Turn, take_turns
 from coresident.measure.worker import ENGINES
 from coresident.runtime import cpu
 from coresident.session import Session
@@ -67,12 +67,11 @@ def _run(arguments: argparse.Namespace) -> int:
         inputs = session.get_inputs()
     shapes = fixed_shapes({one.name: one.shape for one in inputs}, dict(arguments.shape), arguments.batch)
     feeds = random_feeds(shapes, {one.name: np.dtype(one.dtype) for one in inputs})
-    engines = dict.fromkeys([OURS, *arguments.against], "")
+    turns = {name: Turn(name, arguments.model) for name in [OURS, *arguments.against]}
     with report.steps(None, arguments.quiet) as progress:
         results, failures = take_turns(
-            arguments.model,
+            turns,
             feeds,
-            engines,
             threads,
             streams=arguments.streams,
             rounds=arguments.rounds,

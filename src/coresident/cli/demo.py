@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from coresident.cli import report
 from coresident.cli.command import OK, Command, add_json, add_threads
 from coresident.errors import Error, InputError
-from coresident.measure.turns import Result, take_turns
+from coresident.measure.turns import Result, Turn, take_turns
 from coresident.session import Session
 from coresident.vision import images, nuclei
 
@@ -76,9 +76,8 @@ def _run(arguments: argparse.Namespace) -> int:
         sample = max(counted, key=lambda one: one.tensor.size)
         feeds = {session.get_inputs()[0].name: sample.tensor}
         results, failures = take_turns(
-            model,
+            {name: Turn(name, model) for name in engines},
             feeds,
-            dict.fromkeys(engines, ""),
             threads,
             rounds=_ROUNDS,
             seconds=_SECONDS,

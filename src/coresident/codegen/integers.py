@@ -67,7 +67,7 @@ class Dot:
         """Those that may be the best: where sums of bytes have to fit 16 bits, large weights can be faster
         at twice the width."""
         best = Dot.of(target)
-        return [best, Dot("vpmaddwd", 2, False, 1, False, -255, 255)] if best.held else [best]
+        return [best, WORDS] if best.held else [best]
 
     @property
     def instructions(self) -> tuple[int, int]:
@@ -98,14 +98,22 @@ class Dot:
             done.append(self._add(f, cut[0], cut[1 : 1 + len(quads)], cut[1 + len(quads) :]))
         return joined(f, done)
 
-    def add_any(self, f: Function, total: Value, quads: Value, weights: Value) -> Value:
-        """A sum of 32-bit lanes plus the products of one vector of quads with any weights in range, whether
-        two of them fit 16 bits together or not."""
+    def wide(self, f: Function, weights: Value) -> tuple[Value, ...]:
+        """A vector of any weights in range as `add_wide` takes it: where sums of two products may not fit 16
+        bits, those of even and those of odd channels, as words."""
         if not self.held:
-            return self.add(f, total, [quads], [weights])
-        # Of two neighbours one is zero.
-        for part in (quads & 0x00FF00FF, quads & -0x00FF0100):
-            total = self.add(f, total, [part], [weights])
+            return (weights,)
+        words = f.bitcast(weights, I16.by(2 * weights.type.lanes))
+        return tuple(f.bitcast(w, weights.type) for w in ((words << 8) >> 8, words >> 8))
+
+    def add_wide(self, f: Function, total: Value, quads: Value, weights: Sequence[Value]) -> Value:
+        """A sum of 32-bit lanes plus the products of one vector of quads with what `wide` made of any
+        weights."""
+        if not self.held:
+            return self.add(f, total, [quads], weights)
+        words = f.bitcast(quads, I16.by(2 * quads.type.lanes))
+        for part, weight in zip((words & 0xFF, (words >> 8) & 0xFF), weights):
+            total = WORDS.add(f, total, [f.bitcast(part, quads.type)], [weight])
         return total
 
     def _add(self, f: Function, total: Value, quads: Sequence[Value], weights: Sequence[Value]) -> Value:
@@ -145,6 +153,10 @@ class Dot:
             halves.append(f.call("llvm.aarch64.neon.smull.v8i16", I16.by(8), a, b, needs=["neon"]))
         pairs = f.call("llvm.aarch64.neon.addp.v8i16", I16.by(8), *halves, needs=["neon"])
         return f.call("llvm.aarch64.neon.saddlp.v4i32.v8i16", I32.by(4), pairs, needs=["neon"])
+
+
+WORDS = Dot("vpmaddwd", 2, False, 1, False, -255, 255)
+"""Products of words, which are bytes widened."""
 
 
 def _kept(f: Function, total: Value) -> Value:

@@ -23,6 +23,7 @@ from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import halo, is_depthwise, window
 from coresident.kernels.integer_code import Choice
 from coresident.kernels.integer_epilogue import IntegerEpilogue
+from coresident.kernels.integer_stream import Count
 from coresident.kernels.integer_strips import Places, Strips, flat_strips, pitched_strips, row_strips
 from coresident.kernels.lowering import Plan, Tensor, lowers
 
@@ -146,11 +147,11 @@ def describe(
 def choose(plan: Plan, shape: Shape, weights: np.ndarray[Any, Any], places: Places) -> Choice:
     """The cut that should be fastest."""
     machine = cost.Machine.of(plan.target)
-    ways: list[tuple[Dot, int, float, float]] = []
+    ways: list[tuple[Dot, int, Count]] = []
     for dot in Dot.all(plan.target):
         for shared in (1,) if dot.held else (1, 2, 4, 6):
             if shared <= shape.outputs:
-                ways.append((dot, shared, *integer_stream.count(weights[0], dot, shared)))
+                ways.append((dot, shared, integer_stream.count(weights[0], dot, shared)))
     best: Choice | None = None
     scale = plan.target.registers // 16
     most = {shared: vectors * scale for shared, vectors in MOST_VECTORS.items()}
@@ -158,11 +159,11 @@ def choose(plan: Plan, shape: Shape, weights: np.ndarray[Any, Any], places: Plac
         for strips in _cuts(places, vectors):
             if strips.vectors != vectors:
                 continue
-            for dot, shared, steps, changes in ways:
+            for dot, shared, count in ways:
                 if vectors > most[shared]:
                     continue
                 for rows_first in (False, True):
-                    arguments = (shape, strips, dot, shared, steps, changes, rows_first)
+                    arguments = (shape, strips, dot, shared, count, rows_first)
                     cycles = _cycles(machine, plan, *arguments)
                     if best is None or cycles < best.cycles:
                         best = Choice(strips, dot, shared, rows_first, cycles)
@@ -186,8 +187,7 @@ def _cycles(
     strips: Strips,
     dot: Dot,
     shared: int,
-    steps: float,
-    changes: float,
+    stream: Count,
     rows_first: bool,
 ) -> float:
     """Of all of it, on one core."""
@@ -207,9 +207,17 @@ def _cycles(
     # Each lane's sums are a chain of additions.
     step = max(loads, products, issue, dot.depth * far, 1.5 * dot.depth)
     ends = 12 + 4.0 * vectors * shared
-    stream = steps * integer_stream.step_bytes(dot.depth, shared, wide=False)
-    read = stream / (machine.l2_bytes if stream < machine.cache else machine.l3_bytes / 2)
-    tile = steps * step + rows * ends + changes * machine.mispredict / (together if rows_first else 1)
+    # A single is an entry of two products of words.
+    single = max(
+        (vectors * (1.75 if unaligned else 1.0) + 2) / machine.loads + far,
+        cost.integer_issue(machine, 5 * vectors + 3),
+        4.0,
+    )
+    entries = stream.steps * dot.depth + stream.singles
+    size = entries * (2 + 4 * shared)
+    read = size / (machine.l2_bytes if size < machine.cache else machine.l3_bytes / 2)
+    multiplied = stream.steps * step + stream.singles * single
+    tile = multiplied + rows * ends + stream.changes * machine.mispredict / (together if rows_first else 1)
     tile = max(tile, read / (together if rows_first else 1))
     packing = strips.packed * elements * (0.35 if strips.step == 1 else 0.6 if strips.step == 2 else 8.0)
     packing += 12.0 * elements * float((strips.strips[:, 1] - strips.strips[:, 0]).sum())

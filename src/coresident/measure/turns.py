@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -27,11 +27,26 @@ PAUSE = 0.2
 
 
 @dataclass(frozen=True)
+class Turn:
+    """Who takes a turn.
+
+    Args:
+        engine: one of `worker.ENGINES`.
+        model: a path, or the content of an ONNX file.
+        python: that the engine runs in; "" is this one.
+    """
+
+    engine: str
+    model: str | os.PathLike[str] | bytes
+    python: str = ""
+
+
+@dataclass(frozen=True)
 class Result:
     """What was measured of one engine.
 
     Args:
-        name: of the engine.
+        name: whose turn it was.
         rounds: seconds of every call, an array a round.
         ready: seconds to load the model and run it once.
         resident_bytes: of its process while running; 0 where unknown.
@@ -134,19 +149,16 @@ class _Engine:
         self._process.stdout.close()
 
 
-@contextlib.contextmanager
-def _model_file(model: str | os.PathLike[str] | bytes, folder: Path) -> Iterator[str]:
-    if isinstance(model, bytes):
-        (folder / "model.onnx").write_bytes(model)
-        yield str(folder / "model.onnx")
-    else:
-        yield os.fspath(model)
+def _model_file(model: str | os.PathLike[str] | bytes, file: Path) -> str:
+    if not isinstance(model, bytes):
+        return os.fspath(model)
+    file.write_bytes(model)
+    return str(file)
 
 
 def take_turns(
-    model: str | os.PathLike[str] | bytes,
+    turns: Mapping[str, Turn],
     feeds: Mapping[str, Array],
-    engines: Mapping[str, str],
     threads: int,
     *,
     streams: int = 1,
@@ -154,12 +166,11 @@ def take_turns(
     seconds: float = 1.0,
     progress: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[str, Result], dict[str, str]]:
-    """Time engines on a model: in each round, each of them runs alone for some seconds.
+    """Time engines on a model, or models in an engine: in each round, each runs alone for some seconds.
 
     Args:
-        model: a path, or the content of an ONNX file.
+        turns: by any names, in the order in which they run.
         feeds: the inputs of every inference.
-        engines: those of `worker.ENGINES`, and the Python that each runs in ("" is this one).
         threads: of each engine.
         streams: calls under way at once, which share the threads.
         rounds: how often each has its turn.
@@ -167,7 +178,7 @@ def take_turns(
         progress: is told what happens.
 
     Returns:
-        The results of the engines that ran, in order, and why each of the others did not.
+        The results of those that ran, in order, and why each of the others did not.
     """
     script = str(Path(worker.__file__))
     failures: dict[str, str] = {}
@@ -179,12 +190,12 @@ def take_turns(
         open(os.devnull, "wb") as log,
     ):
         folder = Path(temporary)
-        path = stack.enter_context(_model_file(model, folder))
         images.write_arrays(folder / "feeds.npz", feeds)
-        for name, python in engines.items():
+        for number, (name, turn) in enumerate(turns.items()):
             progress(f"loading {name}")
-            numbers = [str(threads), str(streams)]
-            command = [python or sys.executable, script, name, path, str(folder / "feeds.npz"), *numbers]
+            path = _model_file(turn.model, folder / f"{number}.onnx")
+            arguments = [turn.engine, path, str(folder / "feeds.npz"), str(threads), str(streams)]
+            command = [turn.python or sys.executable, script, *arguments]
             try:
                 engine = _Engine(name, command, log)
                 stack.callback(engine.close)

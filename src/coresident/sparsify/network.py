@@ -29,6 +29,9 @@ __all__ = ["Layer", "Problem", "blocks", "layers", "matrices", "prepare", "probl
 FEW_CHANNELS = 8
 """A layer that reads fewer input channels in a group keeps its weights: they are few, and all matter."""
 
+SKIPPED = "skipped, as asked"
+"""Why a layer is not prunable that is to stay as it is."""
+
 SMALL = 512
 """A layer with fewer weights keeps them."""
 
@@ -174,7 +177,7 @@ def layers(
         found.append(replace(layer, macs=made * per_element))
     reasons = _reasons(graph, found, readings)
     for layer in _matching(found, skip):
-        reasons[layer.name] = "skipped, as asked"
+        reasons[layer.name] = SKIPPED
     return tuple(
         replace(each, prunable=each.name not in reasons, why=reasons.get(each.name, "")) for each in found
     )

@@ -6,7 +6,7 @@ import io
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -43,10 +43,26 @@ def read_picture(path: str | os.PathLike[str]) -> Array:
         ImageError: it is missing, damaged, larger than `MOST_PIXELS`, a stack of several, or of integers
             beyond 16 bits.
     """
+    return _read(path, _decoded)
+
+
+def read_mask(path: str | os.PathLike[str]) -> Array:
+    """Read a picture of labels, turned upright: grey levels, or the indices of a palette.
+
+    Returns:
+        uint8 or uint16 [H, W].
+
+    Raises:
+        ImageError: as `read_picture`, and for colours and floats.
+    """
+    return _read(path, _decoded_mask)
+
+
+def _read(path: str | os.PathLike[str], decoded: Callable[[Image.Image, object], Array]) -> Array:
     with _decoding("picture", path):
         try:
             with Image.open(path) as picture:
-                return _decoded(picture, path)
+                return decoded(picture, path)
         except Image.DecompressionBombError:
             raise ImageError(f"the picture has more than {MOST_PIXELS} pixels", file=path) from None
         except UnidentifiedImageError:
@@ -75,12 +91,26 @@ def _decoding(what: str, path: object) -> Iterator[None]:
         raise ImageError(f"the {what} can't be read: {line}", file=path) from error
 
 
-def _decoded(picture: Image.Image, path: object) -> Array:
+def _decoded_mask(picture: Image.Image, path: object) -> Array:
+    if picture.mode != "P":
+        levels = _decoded(picture, path)
+        if levels.ndim != 2 or levels.dtype.kind != "u":
+            raise ImageError("labels are grey levels or the indices of a palette, not colours", file=path)
+        return levels
+    _check_size(picture, path)
+    return np.array(ImageOps.exif_transpose(picture), np.uint8)
+
+
+def _check_size(picture: Image.Image, path: object) -> None:
     width, height = picture.size
     if width * height > MOST_PIXELS:
         raise ImageError(f"the picture has more than {MOST_PIXELS} pixels", file=path, shape=[height, width])
     if (pages := getattr(picture, "n_frames", 1)) > 1:
         raise ImageError(f"a stack of {pages} pictures; one is wanted (or an array, as .npy)", file=path)
+
+
+def _decoded(picture: Image.Image, path: object) -> Array:
+    _check_size(picture, path)
     upright = ImageOps.exif_transpose(picture)
     if upright.mode in _SIXTEEN:
         return np.asarray(upright).astype(np.uint16)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 
-from coresident.errors import ImageError, InputError
+from coresident.errors import ImageError, InputError, ResourceError
+from coresident.runtime.files import write_atomically
 
 Array = np.ndarray[Any, Any]
 Layout = Literal["nchw", "nhwc"]
 Channels = Literal["rgb", "bgr", "gray"]
+Fit = Literal["stretch", "letterbox", "crop"]
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """ITU-R BT.601: grey of red, green, blue."""
@@ -30,6 +35,15 @@ class Preprocessing:
         scale: what levels are multiplied by; None takes the type's range to 0..1 for inputs of floats and
             keeps levels as they are for inputs of integers.
         layout: where the channels stand; None reads it off the input's shape.
+        fit: what becomes of the picture's proportions. "stretch" gives them up; "letterbox" keeps them and
+            fills what is left over on both sides with `pad` (as YOLO does); "crop" keeps them and cuts away
+            what is too much on both sides.
+        pad: a level of 8 bits; that of pictures of 16 bits is as bright.
+        crop_share: how much of the picture's shorter side "crop" keeps, where the proportions agree: 0.875
+            is resizing the shorter side to 256 and cutting 224 from the middle.
+
+    Raises:
+        InputError: no such options.
     """
 
     mean: tuple[float, ...] = (0.0,)
@@ -38,14 +52,98 @@ class Preprocessing:
     channels: Channels | None = None
     scale: float | None = None
     layout: Layout | None = None
+    fit: Fit = "stretch"
+    pad: float = 114.0
+    crop_share: float = 0.875
 
     def __post_init__(self) -> None:
+        numbers = [*self.mean, *self.std, self.pad, 1.0 if self.scale is None else self.scale]
+        if not all(math.isfinite(value) for value in numbers):
+            raise InputError("a mean, standard deviation, scale or pad that is not finite")
         if any(value == 0 for value in self.std):
             raise InputError("a standard deviation of 0")
+        if not 0 < self.crop_share <= 1:
+            raise InputError(f"a share of {self.crop_share} to crop; it is more than 0 and at most 1")
+        if self.size is not None and min(self.size) < 1:
+            raise InputError(f"a size of {self.size[0]}x{self.size[1]}")
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+        }
+
+    @staticmethod
+    def of(record: object) -> Preprocessing:
+        """What `record` gave; what is missing has its default.
+
+        Raises:
+            InputError: names or values that are none of its.
+        """
+        if not isinstance(record, Mapping):
+            raise InputError("preprocessing is an object of options")
+        known = asdict(Preprocessing())
+        if unknown := sorted(map(str, set(record) - set(known))):
+            raise InputError(f"no preprocessing option {unknown[0]!r}; there are {', '.join(known)}")
+        return Preprocessing(**{name: _option(name, value) for name, value in record.items()})
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON.
+
+        Raises:
+            ResourceError: the disk does not take it.
+        """
+        write_atomically(path, [(json.dumps(self.record(), indent=1) + "\n").encode()])
+
+    @staticmethod
+    def read(path: Path) -> Preprocessing:
+        """What `save` wrote.
+
+        Raises:
+            InputError: the file holds something else.
+            ResourceError: it can't be read.
+        """
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ResourceError(f"can't be read: {error.strerror or error}", file=path) from error
+        try:
+            return Preprocessing.of(json.loads(content))
+        except (ValueError, RecursionError):
+            raise InputError("not JSON", file=path) from None
+        except InputError as error:
+            raise error.at(file=path) from None
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "channels": get_args(Channels),
+    "layout": get_args(Layout),
+    "fit": get_args(Fit),
+}
+
+
+def _option(name: str, value: object) -> Any:
+    """A JSON value as that of an option."""
+    if value is None and name in ("size", "channels", "scale", "layout"):
+        return None
+    if name in _CHOICES and value in _CHOICES[name]:
+        return value
+    if name in ("scale", "pad", "crop_share") and _is_number(value):
+        return float(value)  # type: ignore[arg-type]
+    if isinstance(value, list) and value and all(map(_is_number, value)):
+        if name in ("mean", "std"):
+            return tuple(map(float, value))
+        if name == "size" and len(value) == 2 and all(isinstance(one, int) for one in value):
+            return tuple(value)
+    raise InputError(f"the preprocessing option {name!r} can't be {value!r:.80}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
-class _Form:
+class Form:
     """An input's shape, read as that of a picture; None where it is free."""
 
     layout: Layout
@@ -55,11 +153,16 @@ class _Form:
     rank: int
 
 
-def _form(shape: Sequence[int | str | None], layout: Layout | None, name: str) -> _Form:
+def form_of(shape: Sequence[int | str | None], layout: Layout | None = None, name: str = "") -> Form:
+    """How an input takes a picture.
+
+    Raises:
+        InputError: it does not.
+    """
     sizes = [size if isinstance(size, int) else None for size in shape]
     rank = len(sizes)
     if rank == 2:
-        return _Form("nchw", 1, sizes[0], sizes[1], rank)
+        return Form("nchw", 1, sizes[0], sizes[1], rank)
     if rank not in (3, 4) or (rank == 4 and sizes[0] not in (1, None)):
         raise InputError(
             f"the input {name!r} does not take one picture, as [1, C, H, W], [1, H, W, C], [C, H, W], "
@@ -70,8 +173,8 @@ def _form(shape: Sequence[int | str | None], layout: Layout | None, name: str) -
     if layout is None:
         layout = "nhwc" if last in (1, 3) and first not in (1, 3) else "nchw"
     if layout == "nhwc":
-        return _Form(layout, last, first, second, rank)
-    return _Form(layout, first, second, last, rank)
+        return Form(layout, last, first, second, rank)
+    return Form(layout, first, second, last, rank)
 
 
 def tensor_of(
@@ -88,13 +191,13 @@ def tensor_of(
 
     Returns:
         An array of the input's rank and dtype. Sizes are changed by Pillow's bilinear filter, which averages
-        when it shrinks.
+        when it shrinks, and proportions as `options.fit` says.
 
     Raises:
         InputError: the input does not take a picture, or not with these options.
     """
     dtype = np.dtype(dtype)
-    form = _form(shape, options.layout, name)
+    form = form_of(shape, options.layout, name)
     channels = options.channels or ("gray" if form.channels == 1 else "rgb")
     count = 1 if channels == "gray" else 3
     if form.channels not in (count, None):
@@ -102,11 +205,9 @@ def tensor_of(
             f"the input {name!r} has {form.channels} channels; {channels} has {count}", shape=list(shape)
         )
     levels = _with_channels(picture.astype(np.float32), channels)
-    size = options.size or (form.height or picture.shape[0], form.width or picture.shape[1])
-    for want, have in zip((form.height, form.width), size):
-        if want not in (have, None):
-            raise InputError(f"the input {name!r} can't take {size[0]}x{size[1]}", shape=list(shape))
-    levels = _resized(levels, size)
+    size = _size(options, form, picture, shape, name)
+    pad = options.pad * (257 if picture.dtype == np.uint16 else 1)
+    levels = _fitted(levels, size, options, pad, Image.Resampling.BILINEAR)
     scale = options.scale
     if scale is None:
         scale = 1.0
@@ -126,6 +227,38 @@ def tensor_of(
     return np.ascontiguousarray(levels, dtype)
 
 
+def mask_of(
+    mask: Array, options: Preprocessing, shape: Sequence[int | str | None], name: str = "", outside: int = 0
+) -> Array:
+    """A picture of labels, as it lies over what `tensor_of` makes of the picture that it belongs to.
+
+    Args:
+        mask: integers, [H, W], as large as the picture.
+        options, shape, name: as for the picture.
+        outside: the label of what a letterbox adds.
+
+    Returns:
+        int32 [height, width] of the input; the nearest label where sizes change.
+
+    Raises:
+        InputError: as `tensor_of`.
+    """
+    size = _size(options, form_of(shape, options.layout, name), mask, shape, name)
+    levels = mask.astype(np.int32)[:, :, None]
+    return np.ascontiguousarray(_fitted(levels, size, options, outside, Image.Resampling.NEAREST)[:, :, 0])
+
+
+def _size(
+    options: Preprocessing, form: Form, picture: Array, shape: Sequence[int | str | None], name: str
+) -> tuple[int, int]:
+    """Height and width that a picture gets."""
+    size = options.size or (form.height or picture.shape[0], form.width or picture.shape[1])
+    for want, have in zip((form.height, form.width), size):
+        if want not in (have, None):
+            raise InputError(f"the input {name!r} can't take {size[0]}x{size[1]}", shape=list(shape))
+    return size
+
+
 def _with_channels(levels: Array, channels: Channels) -> Array:
     """[H, W] or [H, W, 3] to [H, W, channels]."""
     if channels == "gray":
@@ -135,14 +268,38 @@ def _with_channels(levels: Array, channels: Channels) -> Array:
     return colours[:, :, ::-1] if channels == "bgr" else colours
 
 
-def _resized(levels: Array, size: tuple[int, int]) -> Array:
+def _fitted(
+    levels: Array, size: tuple[int, int], options: Preprocessing, pad: float, filter: Image.Resampling
+) -> Array:
+    """[H, W, channels] brought to a size as the options say."""
+    if options.fit == "stretch":
+        return resized(levels, size, filter)
+    height, width = levels.shape[:2]
+    if options.fit == "crop":
+        share = options.crop_share * min(height / size[0], width / size[1])
+        part = [max(1, min(have, round(want * share))) for want, have in zip(size, (height, width))]
+        top, left = (height - part[0]) // 2, (width - part[1]) // 2
+        return resized(levels[top : top + part[0], left : left + part[1]], size, filter)
+    share = min(size[0] / height, size[1] / width)
+    inner = (
+        max(1, min(size[0], round(height * share))),
+        max(1, min(size[1], round(width * share))),
+    )
+    box = np.full((*size, levels.shape[2]), pad, levels.dtype)
+    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    box[top : top + inner[0], left : left + inner[1]] = resized(levels, inner, filter)
+    return box
+
+
+def resized(
+    levels: Array, size: tuple[int, int], filter: Image.Resampling = Image.Resampling.BILINEAR
+) -> Array:
+    """float32 or int32 [H, W, channels] at another size, by a filter of Pillow's."""
     if levels.shape[:2] == size:
         return levels
     planes = [
         np.asarray(
-            Image.fromarray(np.ascontiguousarray(levels[:, :, channel])).resize(
-                (size[1], size[0]), Image.Resampling.BILINEAR
-            )
+            Image.fromarray(np.ascontiguousarray(levels[:, :, channel])).resize((size[1], size[0]), filter)
         )
         for channel in range(levels.shape[2])
     ]
