@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def main() -> None:
         feeds = random_feeds(shapes, {name: graph.facts[name].dtype for name in graph.inputs})
         graph = network.prepare(graph, shapes)
         layers = network.layers(graph, shapes)
-        quantise = quantiser(graph, feeds, options.threads) if options.dtype == "int8" else None
+        base = quantised(graph, feeds, options.threads) if options.dtype == "int8" else graph
         start = time.perf_counter()
         timings = timing.measure(
             graph,
@@ -103,7 +103,7 @@ def main() -> None:
             forms,
             feeds,
             threads=options.threads,
-            quantise=quantise,
+            quantise=lambda _, base=base: base,
             rounds=options.rounds,
             store=options.store,
         )
@@ -112,10 +112,8 @@ def main() -> None:
         rng = np.random.default_rng(options.seed)
         with Session(serialize(graph), options.threads, cache=False) as dense:
             for name, choice in choices(timings, forms, options.random, rng).items():
-                mixed = with_random_zeros(graph, layers, choice, options.seed + 1)
-                with Session(
-                    serialize(quantise(mixed) if quantise else mixed), options.threads, cache=False
-                ) as one:
+                mixed = with_random_zeros(base, layers, choice, options.seed + 1)
+                with Session(serialize(mixed), options.threads, cache=False) as one:
                     found = measured(dense, one, feeds, options.rounds)
                 expected = timings.total(choice) / whole
                 row = [path.stem, name, f"{1e3 * expected * whole:.2f}", f"{1e3 * found * whole:.2f}"]
@@ -123,10 +121,9 @@ def main() -> None:
     print_markdown(["network", "choice", "predicted ms", "measured ms", "error", "speed-up"], rows)
 
 
-def quantiser(graph: Graph, feeds: Mapping[str, Array], threads: int | None) -> Callable[[Graph], Graph]:
-    """Quantises networks of the same values, with their ranges on one input."""
-    found = ranges(graph, [feeds], threads=threads, method="minmax")
-    return lambda other: quantize(other, found)
+def quantised(graph: Graph, feeds: Mapping[str, Array], threads: int | None) -> Graph:
+    """The network in int8, with ranges of one input."""
+    return quantize(graph, ranges(graph, [feeds], threads=threads, method="minmax"))
 
 
 if __name__ == "__main__":
