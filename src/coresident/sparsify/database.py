@@ -10,10 +10,11 @@ import numpy as np
 from coresident.graph.graph import Graph
 from coresident.sparsify import reconstruction, statistics
 from coresident.sparsify.checkpoint import Checkpoint
-from coresident.sparsify.forms import Form, Pattern
+from coresident.sparsify.forms import Form
 from coresident.sparsify.moments import Moments
 from coresident.sparsify.network import Layer, blocks, matrices, problems, weight_of
 from coresident.sparsify.project import Project
+from coresident.sparsify.reconstruction import Pattern
 
 
 @dataclass(frozen=True)

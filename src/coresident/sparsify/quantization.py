@@ -27,7 +27,7 @@ GREATEST: Mapping[int, int] = {8: 127, 7: 64}
 WEIGHT_CANDIDATES = 25
 """Scales that are tried for the weights of a channel."""
 
-ALIKE = 1.25
+ALIKE = 2.0
 """A value is given the parameters of the Concat that it goes into if their scales differ by this at most."""
 
 MOST_BIAS = 1 << 30
@@ -61,7 +61,8 @@ def quantize(
     if missing := [name for name in placement.values if placement.sources[name] not in ranges]:
         raise InputError(f"no range of the value {missing[0]!r}, and {len(missing) - 1} others")
     chosen = {name: ranges[placement.sources[name]] for name in placement.values}
-    for part, whole in placement.joined:
+    # Last first: what joins a part that has joined a later whole takes the parameters of that.
+    for part, whole in reversed(placement.joined):
         if float(chosen[whole].scale) <= ALIKE * float(chosen[part].scale):
             group = [name for name in chosen if placement.sources[name] == placement.sources[part]]
             chosen |= dict.fromkeys(group, chosen[whole])
