@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from coresident.runtime import cpu
-from coresident.sparsify.forms import DType, Form, Pattern
+from coresident.sparsify.forms import DType, Form
+from coresident.sparsify.reconstruction import Pattern
 from coresident.sparsify.settings import Settings
 
 UNSTRUCTURED = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)

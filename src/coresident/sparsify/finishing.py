@@ -71,7 +71,7 @@ def finish(
 def in_bytes(project: Project, graph: Graph, floating: Collection[str]) -> Graph:
     """The network quantised, its biases corrected for what rounding shifts."""
     found = activation_ranges(project, graph)
-    return quantize(graph, found, skip=floating, weight_bits=weight_bits())
+    return _repaired(project, quantize(graph, found, skip=floating, weight_bits=weight_bits()))
 
 
 def _repaired(project: Project, graph: Graph) -> Graph:

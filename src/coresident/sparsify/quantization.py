@@ -17,7 +17,7 @@ from coresident.errors import InputError
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operator import Array
 from coresident.sparsify.placement import channels, place
-from coresident.sparsify.ranges import LEAST, POWER, Range
+from coresident.sparsify.ranges import LEAST, Range
 
 WeightBits = Literal[7, 8]
 
@@ -163,7 +163,7 @@ class _Writer:
 
 
 def weight_scales(weights: Array, axis: int, greatest: int) -> Array:
-    """The scale of each channel with the least error, sum of |rounded - exact|^2.4.
+    """The scale of each channel with the least error, sum of squares of rounded - exact.
 
     Args:
         weights: of a layer.
@@ -182,7 +182,7 @@ def weight_scales(weights: Array, axis: int, greatest: int) -> Array:
     for share in np.linspace(1, 0.5, WEIGHT_CANDIDATES):
         scale = share * widest / greatest
         rounded = np.rint(rows / scale[:, None]).clip(-greatest, greatest) * scale[:, None]
-        error = (np.abs(rounded - rows) ** POWER).sum(1)
+        error = np.einsum("ij,ij->i", rounded - rows, rounded - rows)
         scales = np.where(error < best, scale, scales)
         best = np.minimum(error, best)
     return np.where(empty, 0, scales)

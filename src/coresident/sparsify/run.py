@@ -178,7 +178,7 @@ class Run:
 
     def error(self, layer: str, form: Form) -> float:
         """Squared error of a layer's output in a form, before it was solved again in the sparse network."""
-        if not form.sparsity:
+        if form.pattern == "dense":
             return 0.0
         return self._database.errors[form.pattern][layer][form.sparsity]
 
