@@ -174,7 +174,7 @@ def sparsify(
             sizes,
             calibration,
             held_out,
-            agreement.task_of(graph) if task is None else agreement.named(task),
+            agreement.task_of(graph, sizes) if task is None else agreement.named(task),
             settings,
             threads or cpu.usable_cores().count,
             checkpoint,
