@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import coresident
+from coresident.kernels import families, lowering
 
 PACKAGE = Path(coresident.__file__).parent
 
@@ -108,3 +112,32 @@ def test_heavy_packages_are_imported_in_one_place(package: str) -> None:
 def test_public_names_are_exported() -> None:
     assert all(hasattr(coresident, name) for name in coresident.__all__)
     assert {"Session", "Error"} <= set(coresident.__all__)
+
+
+def test_families_name_what_their_files_lower() -> None:
+    for file, ops in families.FILES.items():
+        importlib.import_module(f"coresident.kernels.{file}")
+        lowered = {
+            op
+            for op, family in lowering.FAMILIES.items()
+            if family.lower.__module__ == f"coresident.kernels.{file}"
+        }
+        assert lowered == set(ops), file
+
+
+@pytest.mark.parametrize("first", ["import onnx", "import coresident.compiler", ""])
+def test_messages_are_those_of_the_package_onnx(first: str) -> None:
+    """However the two are imported; compiling a model needs no more of the package."""
+    code = f"""
+import sys
+{first}
+before = "onnx" in sys.modules
+from coresident.onnx import proto
+assert ("onnx" in sys.modules) == before
+import onnx, onnx.checker, onnx.inliner
+assert proto.ModelProto is onnx.ModelProto and proto.SchemaError is onnx.defs.SchemaError
+head = '<ir_version: 8, opset_import: ["" : 17]>'
+model = onnx.parser.parse_model(head + 'm (float[1] x) => (float[1] y) {{ y = Relu(x) }}')
+onnx.checker.check_model(model)
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

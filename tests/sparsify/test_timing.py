@@ -15,10 +15,13 @@ from sparse_networks import CASES, prepared
 from coresident import Session, cache
 from coresident.errors import CoresidentWarning
 from coresident.graph.graph import Fact, Graph, Node
+from coresident.onnx.writer import serialize
 from coresident.sparsify import timing
 from coresident.sparsify.forms import FLOAT_DENSE, INT8_DENSE, Form, Timings
 from coresident.sparsify.network import blocks, layers, matrices, prepare
+from coresident.sparsify.quantization import quantize
 from coresident.sparsify.random_zeros import with_random_zeros
+from coresident.sparsify.ranges import ranges
 from coresident.sparsify.timing_store import Measured, Record, Store
 
 Array = np.ndarray[Any, Any]
@@ -260,3 +263,21 @@ def test_zeros_are_as_many_and_where_they_are_asked_for(name: str, pattern: Any)
     assert with_random_zeros(graph, [layer], {layer.name: FLOAT_DENSE}, 3).initializers.keys() == (
         graph.initializers.keys()
     )
+
+
+@pytest.mark.parametrize("layer", ["middle", "wide"])
+def test_zeros_are_put_into_quantised_networks(layer: str) -> None:
+    graph = network()
+    feeds = {"x": np.random.default_rng(0).standard_normal((1, 3, 12, 12)).astype(np.float32)}
+    found = layers(graph, {"x": (1, 3, 12, 12)})
+    dense = quantize(graph, ranges(graph, [feeds], threads=1))
+    sparse = with_random_zeros(dense, found, {layer: BLOCKS}, 0)
+    changed = [name for name, array in sparse.initializers.items() if array is not dense.initializers[name]]
+    assert len(changed) == 1
+    before, after = dense.initializers[changed[0]], sparse.initializers[changed[0]]
+    assert after.dtype == np.int8
+    assert np.all((after == before) | (after == 0))
+    assert np.mean(after == 0) == pytest.approx(0.75, abs=0.02)
+    with Session(serialize(sparse), threads=1, cache=False) as session:
+        nodes = {name for step, _ in session.profile(feeds, 1) for name in step.info["nodes"]}
+    assert {"middle", "wide"} <= nodes, "the steps of bytes say which layer they are of"

@@ -216,13 +216,17 @@ class Offsets:
         Args:
             taps, span: packed pixels to each tap and from one element to the next.
         """
-        if taps == (0,) and elements <= 256:
-            return Offsets(np.arange(elements), 1, span)
+        if taps == (0,):
+            return Offsets(np.arange(elements), 1 if elements <= 256 else 2, span)
         table = (np.arange(elements)[:, None] * span + np.array(taps)[None, :]).reshape(-1)
         return Offsets(table, 2 if elements * span <= 1 << 16 else 4, 1)
 
-    def entry_bytes(self, shared: int) -> int:
-        """Bytes of an entry in the stream."""
+    def step_bytes(self, dot: Dot, shared: int) -> int:
+        """Bytes of a step in the stream."""
+        return dot.depth * ((4 if dot.gathers else 1) * self.size + 4 * shared)
+
+    def single_bytes(self, shared: int) -> int:
+        """Bytes of a single."""
         return self.size + 4 * shared
 
 
@@ -237,7 +241,8 @@ def pack(weights: Array, offsets: Offsets, dot: Dot, shared: int, work: Cut) -> 
         for first, end in map(work.row_range, range(work.row_parts)):
             channels = first_channels(len(whole), shared)[first:end]
             e = entries(_grouped(whole, channels, shared), dot)
-            data, steps, singles = _row_entries(e, offsets, dot, end - first)
+            make = gathered_entries if dot.gathers else _row_entries
+            data, steps, singles = make(e, offsets, dot, end - first)
             order = np.lexsort((-singles, -steps))
             counts = steps * dot.depth + singles
             begins = np.cumsum(counts) - counts
@@ -247,7 +252,7 @@ def pack(weights: Array, offsets: Offsets, dot: Dot, shared: int, work: Cut) -> 
             starts.append(at)
             at += data.size
             entries_in_all += len(data)
-    padding = np.zeros(UNROLL * offsets.entry_bytes(shared), np.uint8)
+    padding = np.zeros(UNROLL * offsets.step_bytes(dot, shared), np.uint8)
     every = np.concatenate(rows)
     return Packed(
         np.concatenate([*streams, padding]),
@@ -277,7 +282,7 @@ def _row_entries(e: Entries, offsets: Offsets, dot: Dot, rows: int) -> tuple[Arr
     A step's bytes are its offsets and then its weights.
     """
     picked, singles = _paired(e, dot, rows)
-    size = offsets.entry_bytes(e.weights.shape[1])
+    size = offsets.single_bytes(e.weights.shape[1])
     parts = []
     for chosen in (picked, singles[:, None]):
         steps, depth = chosen.shape
@@ -292,6 +297,56 @@ def _row_entries(e: Entries, offsets: Offsets, dot: Dot, rows: int) -> tuple[Arr
     return np.concatenate(parts)[np.argsort(row, kind="stable")], counts[0], counts[1]
 
 
+def fours(e: Entries, dot: Dot, rows: int) -> tuple[Array, Array]:
+    """Entries of one weight, four of a row together, so that neighbours fit 16 bits where they must.
+
+    Positive weights stand beside negative ones, large ones first: these always fit.
+
+    Returns:
+        [fours, 4] indices of entries, by row, and whether the entry is there; else its weight is to be zero.
+    """
+    order = np.lexsort((e.weights[:, 0, 0], e.row))
+    counts = np.bincount(e.row, minlength=rows)
+    begins = np.cumsum(counts) - counts
+    halves = -(-counts // 2)
+    row = np.repeat(np.arange(rows), halves)
+    rank = np.arange(len(row)) - np.repeat(np.cumsum(halves) - halves, halves)
+    low, high = order[begins[row] + rank], order[begins[row] + counts[row] - 1 - rank]
+    both = low != high
+    if dot.held:
+        values = e.weights[:, 0, 0].astype(np.int64)
+        fits = (values[low] * values[high] <= 0) | (np.abs(values[low] + values[high]) <= Dot.BOUND)
+    else:
+        fits = both
+    apart = both & ~fits
+    pairs = np.concatenate([np.stack([low, high], axis=1), np.stack([high, high], axis=1)[apart]])
+    there = np.stack([np.ones(len(pairs), bool), np.concatenate([both & fits, both[apart] & False])], axis=1)
+    of_row = np.concatenate([row, row[apart]])
+    sort = np.argsort(of_row, kind="stable")
+    pairs, there, of_row = pairs[sort], there[sort], of_row[sort]
+    counts = np.bincount(of_row, minlength=rows)
+    wanted = -(-counts // 2)
+    begins = np.cumsum(counts) - counts
+    row = np.repeat(np.arange(rows), wanted)
+    first = begins[row] + 2 * (np.arange(len(row)) - np.repeat(np.cumsum(wanted) - wanted, wanted))
+    alone = first + 1 == begins[row] + counts[row]
+    second = np.where(alone, first, first + 1)
+    return (
+        np.concatenate([pairs[first], pairs[second]], axis=1),
+        np.concatenate([there[first], there[second] & ~alone[:, None]], axis=1),
+    )
+
+
+def gathered_entries(e: Entries, offsets: Offsets, dot: Dot, rows: int) -> tuple[Array, Array, Array]:
+    """What `_row_entries` returns, for entries of one weight: four offsets and four weights a step."""
+    picked, there = fours(e, dot, rows)
+    at = np.ascontiguousarray(offsets.table[e.column[picked]].astype(f"uint{8 * offsets.size}"))
+    weights = np.where(there, e.weights[picked, 0, 0], 0).astype(np.int8)
+    data = np.concatenate([at.view(np.uint8), weights.view(np.uint8)], axis=1)
+    steps = np.bincount(e.row[picked[:, 0]], minlength=rows)
+    return data, steps, np.zeros(rows, np.int64)
+
+
 def count(weights: Array, dot: Dot, shared: int, sample: int = 64) -> Count:
     """About how long the rows of [outputs, inputs, taps] are."""
     whole = elements(weights, dot.channels)
@@ -299,7 +354,9 @@ def count(weights: Array, dot: Dot, shared: int, sample: int = 64) -> Count:
     rows = len(first)
     taken = min(rows, sample)
     e = entries(_grouped(whole, first[np.linspace(0, rows - 1, taken).astype(int)], shared), dot)
-    picked, singles = _paired(e, dot, taken)
+    picked, singles = (
+        (fours(e, dot, taken)[0], np.zeros(0, np.int64)) if dot.gathers else _paired(e, dot, taken)
+    )
     steps, alone = (np.bincount(e.row[i], minlength=taken) for i in (picked[:, 0], singles))
     kinds = len(np.unique(steps)) + (len(np.unique(alone)) if len(singles) else 0)
     return Count(

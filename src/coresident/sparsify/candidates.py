@@ -52,7 +52,7 @@ def families(settings: Settings) -> tuple[Family, ...]:
             pattern = settings.pattern
         elif settings.quantize != "auto":
             pattern = "4block" if dtype == "int8" else "unstructured"
-        sparsities = FOUR_BLOCK if pattern == "4block" else UNSTRUCTURED
+        sparsities: tuple[float, ...] = FOUR_BLOCK if pattern == "4block" else UNSTRUCTURED
         if settings.effort == "fast":
             sparsities = sparsities[1::FAST]
         found.append(Family(dtype, pattern, sparsities))  # type: ignore[arg-type]

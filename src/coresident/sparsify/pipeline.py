@@ -110,8 +110,7 @@ def sparsify(
         model: path or content of an ONNX model of floats, or a `torch.nn.Module` in the shape that it is
             called in.
         data: samples such as the network will see; whatever `data.read` takes.
-        target_speedup, latency_ms, sparsity, max_drop, pattern, quantize, effort, budget, skip, threads, seed,
-        task: see `Settings`.
+        target_speedup, latency_ms, sparsity, max_drop: see `Settings`, as for all that follow up to `task`.
         preprocessing: of pictures.
         labels: of the samples, to show accuracy beside agreement; whatever `data.read` takes.
         shapes: sizes of inputs that the model leaves open, for one sample.
@@ -145,15 +144,16 @@ def sparsify(
     )
     started = time.monotonic()
     content, name = _content(model)
-    graph = prepare(read(content))
+    original = read(content)
     samples = read_samples(
-        data, inputs_of(graph, shapes), preprocessing, labels, limit=limit, seed=seed, progress=progress
+        data, inputs_of(original, shapes), preprocessing, labels, limit=limit, seed=seed, progress=progress
     )
     calibration, held_out = samples.split(HELD_OUT, seed)
     if len(held_out) > _MOST_HELD_OUT:
         held_out = held_out.subset(range(_MOST_HELD_OUT))
     first = samples.feeds(0)
     sizes = {each: array.shape for each, array in first.items()}
+    graph = prepare(original, sizes)
     digest = hashlib.sha256(content).hexdigest()
     with tempfile.TemporaryDirectory(prefix="coresident-") as temporary:
         work = Path(temporary) / _WORK if output is None else Path(output) / _WORK

@@ -18,22 +18,26 @@ Array = np.ndarray[Any, Any]
 def with_random_zeros(graph: Graph, layers: Sequence[Layer], choice: Mapping[str, Form], seed: int) -> Graph:
     """The network with as many weights zero as each layer's form says, in its pattern, at random.
 
-    What is left of the weights is scaled so that activations keep their variance: numbers that fade from
-    layer to layer would end as subnormal ones, which are slow.
+    What is left of weights of floats is scaled so that activations keep their variance: numbers that fade
+    from layer to layer would end as subnormal ones, which are slow.
 
     Args:
-        graph: prepared.
-        layers: of the graph.
-        choice: forms of some of the layers, by name; their products are float32 whatever the form says.
+        graph: prepared, or quantised after that (QDQ).
+        layers: of the graph as it was prepared.
+        choice: forms of some of the layers, by name; products stay those of the graph whatever the form says.
         seed: of the places, for each layer its own.
     """
     initializers = dict(graph.initializers)
+    nodes, producers = {node.name: node for node in graph.nodes}, graph.producers()
     for number, layer in enumerate(layers):
         form = choice.get(layer.name)
         if form is None or form.pattern == "dense":
             continue
         rng = np.random.default_rng((seed, number, round(1e6 * form.sparsity), form.pattern == "4block"))
-        weight = initializers[layer.weight]
+        name = nodes[layer.name].inputs[1]
+        if name not in initializers:
+            name = producers[name].inputs[0]
+        weight = initializers[name]
         parts = matrices(layer, weight)
         if form.pattern == "4block":
             keeps = [
@@ -42,9 +46,9 @@ def with_random_zeros(graph: Graph, layers: Sequence[Layer], choice: Mapping[str
             ]
         else:
             keeps = [_kept(rng, part.shape[0], part.shape[1], form.sparsity) for part in parts]
-        scale = np.float32(1 / math.sqrt(1 - form.sparsity))
+        scale = np.float32(1 / math.sqrt(1 - form.sparsity) if weight.dtype.kind == "f" else 1)
         zeroed = [np.where(keep, scale * part, np.float32(0)) for part, keep in zip(parts, keeps)]
-        initializers[layer.weight] = weight_of(layer, zeroed, weight)
+        initializers[name] = weight_of(layer, zeroed, weight)
     return graph.with_(initializers=initializers)
 
 

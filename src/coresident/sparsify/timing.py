@@ -31,7 +31,7 @@ from coresident.sparsify.timing_store import Measured, Store
 Array = np.ndarray[Any, Any]
 
 ROUNDS = 5
-TURN = 0.04
+TURN = 0.1
 """Seconds that a turn lasts at least: small networks are called several times."""
 _MOST_CALLS = 50
 _PROFILED = 3
@@ -62,7 +62,7 @@ def measure(
         feeds: the network's inputs.
         threads: to run on; None for the physical cores that this process may use.
         quantise: from a prepared network to one of int8 products (QDQ) whose layers keep their nodes'
-            names; needed for forms of int8.
+            names and weights' shapes; needed for forms of int8, and called once.
         seed: of the places of zeros.
         rounds: turns of each form.
         store: folder to keep timings in.
@@ -97,9 +97,8 @@ def measure(
                     if form == FLOAT_DENSE:
                         measured, calls = _turns(reference, reference, feeds, names, rounds)
                     else:
-                        zeroed = with_random_zeros(graph, prunable, dict.fromkeys(names, form), seed)
-                        model = quantise(zeroed) if dtype == "int8" and quantise is not None else zeroed
-                        with _session(model, feeds, count) as session:
+                        zeroed = with_random_zeros(base, prunable, dict.fromkeys(names, form), seed)
+                        with _session(zeroed, feeds, count) as session:
                             measured, calls = _turns(reference, session, feeds, names, rounds)
                     record = record.with_form(form, measured, calls)
                     kept.write(record)
