@@ -40,7 +40,7 @@ from coresident.vision.nuclei import count, crop, overlay, preprocess
 CHANNELS = (16, 32, 56, 96)
 CROP = 112
 BATCH = 8
-BATCHES = (500, 180, 100)  # of the dense network, of each pruning, of each quantisation
+BATCHES = (500, 150, 80)  # of the dense network, of each pruning, of each quantisation
 WEIGHT_BITS: Literal[7, 8] = 7  # exact in 16-bit sums, on CPUs without VNNI and in other engines too
 KNOWLEDGE = Distil(0.5, 2.0, "sigmoid")
 Rate = Callable[[float], float]

@@ -41,8 +41,9 @@ class Residual(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         skip = self.relu(self.norm(self.stem(x)))
         y = functional.max_pool2d(skip, 2)
-        y += self.norm2(self.conv(y)).relu_()
-        y = torch.cat([self.norm3(self.rise(y)), skip], 1)
+        z = self.norm2(self.conv(y))
+        z += y
+        y = torch.cat([self.norm3(self.rise(z.relu_())), skip], 1)
         y = functional.adaptive_avg_pool2d(functional.relu6(self.mix(y)), 1)
         return self.head(y.flatten(1)) * 2 + 1
 
@@ -106,7 +107,7 @@ def _agree(sparsifier: Sparsifier, path: Path, shape: tuple[int, ...], axes: dic
     theirs = peer.run(None, {"x": x.numpy()})[0]
     with coresident.Session(path) as session:
         ours = session.run(None, {"x": x.numpy()})[0]
-        steps = session.profile({"x": x.numpy()}, 1).steps
+        steps = session.profile({"x": x.numpy()}, 1)
     spread = float(np.abs(expected).max())
     # A tie that is rounded the other way moves what follows by a unit.
     assert np.abs(ours - theirs).max() <= 0.02 * spread
@@ -144,7 +145,7 @@ def test_placement() -> None:
     kinds = [call.kind for call in trace.calls]
     at = {kind: found.ranges[kinds.index(kind)] for kind in ("pool", "add", "concat", "linear", "norm")}
     assert at["norm"] == (-1,)
-    assert at["concat"][0] == at["concat"][1] == at["pool"][0] == at["add"][0], (
+    assert at["concat"][0] == at["concat"][1] == at["pool"][0] == at["add"][1], (
         "what only moves shares a range"
     )
     assert at["add"][1] != at["add"][0]
@@ -166,7 +167,7 @@ def test_export_of_floats(tmp_path: Path) -> None:
         assert np.abs(session.run(None, {"x": x.numpy()})[0] - expected).max() < 1e-5
         shares = {
             s.info["op"]: s.info["sparsity"]
-            for s, _ in session.profile({"x": x.numpy()}, 1).steps
+            for s, _ in session.profile({"x": x.numpy()}, 1)
             if "macs" in s.info
         }
     assert max(shares.values()) >= 0.7
@@ -239,7 +240,8 @@ def test_rounding() -> None:
 
 def test_least_error_clips_what_is_rare() -> None:
     torch.manual_seed(10)
-    x = torch.cat([torch.randn(10000), torch.tensor([30.0])])[None]
+    x = torch.randn(1, 100000)
+    x[0, 5] = 30.0
     ranges = []
     for method in ("minmax", "mse"):
         found = Range()

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from coresident.errors import InputError
 from coresident.runtime.files import write_atomically
-from coresident.sparsify.training.calls import record
+from coresident.sparsify.training.calls import Call, record
 from coresident.sparsify.training.distillation import divergence
 from coresident.sparsify.training.exporting import Tail, onnx_bytes
-from coresident.sparsify.training.masks import Layer, choose, find_layers, sparsity_of
+from coresident.sparsify.training.masks import BLOCK, Layer, choose, find_layers, mark_ends, sparsity_of
 from coresident.sparsify.training.placement import Plan, plan
 from coresident.sparsify.training.pruning import Pruning
 from coresident.sparsify.training.quantisation import Training
@@ -54,11 +54,12 @@ class Sparsifier:
         steps_per_epoch: int,
         recipe: Recipe,
         teacher: nn.Module | None,
+        example: Any = None,
     ) -> None:
         self.model, self.optimizer, self.recipe = model, optimizer, recipe
         self.steps_per_epoch = steps_per_epoch
         self.steps = 0
-        self.layers: tuple[Layer, ...] = find_layers(model)
+        self.layers: tuple[Layer, ...] = find_layers(model) if example is None else _traced(model, example)
         self._pruning = Pruning(self.layers, recipe, optimizer)
         self._quantise: Quantise | None = next(iter(recipe.of(Quantise)), None)
         self._distil: Distil | None = next(iter(recipe.of(Distil)), None)
@@ -86,6 +87,7 @@ class Sparsifier:
         recipe: Recipe | str | os.PathLike[str],
         *,
         teacher: nn.Module | None = None,
+        example: Tensor | tuple[Any, ...] | None = None,
     ) -> Sparsifier:
         """Start to follow a recipe.
 
@@ -95,6 +97,8 @@ class Sparsifier:
             steps_per_epoch: optimiser's steps an epoch.
             recipe: the recipe, its file, or its text.
             teacher: what to distil from; None for a copy of the model as it is now.
+            example: the model's inputs. With them, layers are found by running the model once, which also
+                finds those that are no modules, as in what `torch.export` made.
 
         Raises:
             InputError: the recipe is not one, or names layers that the model doesn't have.
@@ -102,7 +106,7 @@ class Sparsifier:
         if steps_per_epoch < 1:
             raise InputError(f"an epoch of {steps_per_epoch} steps")
         found = recipe if isinstance(recipe, Recipe) else load(recipe)
-        return Sparsifier(model, optimizer, steps_per_epoch, found, teacher)
+        return Sparsifier(model, optimizer, steps_per_epoch, found, teacher, example)
 
     def __enter__(self) -> Sparsifier:
         return self
@@ -288,6 +292,24 @@ class Sparsifier:
             self._busy = False
         write_atomically(Path(path), [content])
         return content
+
+
+def _traced(model: nn.Module, example: Any) -> tuple[Layer, ...]:
+    trace = record(model, example if isinstance(example, tuple) else (example,))
+    weights = dict(model.named_parameters())
+    found = {
+        call.weight: Layer(
+            call.weight, weights[call.weight], call.kind == "transposed", _narrow(call, weights)
+        )
+        for call in trace.calls
+        if call.weight
+    }
+    return mark_ends(found.values())
+
+
+def _narrow(call: Call, weights: Mapping[str, nn.Parameter]) -> str:
+    grouped = call.kind == "convolution" and weights[call.weight].shape[1] < BLOCK
+    return "depthwise" if grouped else ""
 
 
 def _skipped(layers: Sequence[Layer], quantise: Quantise | None) -> set[str]:
