@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import subprocess
 import sys
@@ -70,6 +71,7 @@ PLACES = {"llvmlite": {"codegen/llvm.py"}, "onnx": {"onnx/"}}
 """Package -> the only places that import it."""
 
 
+@functools.cache
 def _imports(path: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
