@@ -26,8 +26,8 @@ from support import print_markdown
 import coresident
 from coresident.onnx.reader import read
 from coresident.onnx.writer import serialize
-from coresident.sparsify import network, reconstruction
-from coresident.sparsify.moments import Moments
+from coresident.sparsification import network, reconstruction
+from coresident.sparsification.moments import Moments
 
 Array = np.ndarray[Any, Any]
 Settings = Mapping[str, Any]

@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "session": {"errors", "limits", "cached_compiler", "ports", "cache", "sizes", "runtime", "source"},
     "vision": {"errors", "runtime"},
     "measure": {"errors", "codegen", "runtime", "vision"},
-    "sparsify": {
+    "sparsification": {
         "errors",
         "limits",
         "graph",
@@ -61,7 +61,7 @@ ALLOWED: dict[str, set[str]] = {
         "session",
         "vision",
         "measure",
-        "sparsify",
+        "sparsification",
     },
 }
 """Room -> the rooms it may import beside itself. `codegen` and `schedule` know of `runtime` only its ABI,
