@@ -4,8 +4,9 @@ Runtime to quantise.
 For each family the dense network, and pruned ones in which 80, 90 and 95 % of the weights are zero, anywhere
 ("unstructured"): of every convolution and matrix but the first, the depthwise and those of under 8 outputs.
 Weights are random, from a fixed seed; what is left after pruning is scaled so that activations keep their
-variance. Of 2-D families also the dense network and one with 85 % of its blocks of four neighbouring input
-channels zero, quantised to int8 (QDQ, weights per channel). About 1.1 GB in all.
+variance. Of 2-D families also the dense network, one with 85 % of its blocks of four neighbouring input
+channels zero and one with 90 % of its weights zero, quantised to int8 (QDQ, weights per channel), and the
+dense one with weights of 7 bits (`_q7`). About 1.2 GB in all.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import nn
 
 SPARSITIES = (0.8, 0.9, 0.95)
 BLOCK, BLOCK_SPARSITY = 4, 0.85
+QUANTISED_SPARSITY = 0.9
 PICTURES = 4
 """That quantisation is calibrated with."""
 OPSET = 13
@@ -106,16 +108,17 @@ class Pictures(CalibrationDataReader):
         return next(self._feeds, None)
 
 
-def quantise(folder: Path, name: str, shape: tuple[int, ...]) -> None:
-    """Write `name`_q.onnx beside `name`.onnx."""
+def quantise(folder: Path, name: str, shape: tuple[int, ...], reduced: bool = False) -> None:
+    """Write `name`_q.onnx beside `name`.onnx, or `name`_q7.onnx, with weights of 7 bits."""
     quantize_static(
         folder / f"{name}.onnx",
-        folder / f"{name}_q.onnx",
+        folder / f"{name}_q{'7' if reduced else ''}.onnx",
         Pictures(shape),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        reduce_range=reduced,
     )
 
 
@@ -135,8 +138,9 @@ def main() -> None:
         if len(FAMILIES[name].shape) == 4:
             blocks = f"{name}_b{round(100 * BLOCK_SPARSITY)}"
             write(options.folder, blocks, FAMILIES[name], BLOCK_SPARSITY, BLOCK)
-            for each in (name, blocks):
+            for each in (name, blocks, f"{name}_s{round(100 * QUANTISED_SPARSITY)}"):
                 quantise(options.folder, each, FAMILIES[name].shape)
+            quantise(options.folder, name, FAMILIES[name].shape, reduced=True)
         print(f"{name} written")
 
 

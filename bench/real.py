@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import detection
 import numpy as np
 from PIL import Image
 
@@ -156,3 +157,26 @@ def nuclei(assets: Path, pictures: int = 48, size: int = 512) -> Case:
 def _normalised(grey: Array, size: int) -> Array:
     grey = np.pad(grey, [(0, size - length) for length in grey.shape], mode="symmetric")
     return (grey - grey.mean()) / (grey.std() + np.float32(1e-6))
+
+
+def fastestdet(assets: Path) -> Case:
+    """FastestDet: calibrated on every other photo of COCO128, judged by AP50 on the rest."""
+    folder = assets / "data" / "coco128"
+    photos = sorted(folder.glob("*.jpg"))
+    feeds = [
+        {
+            "input.1": np.ascontiguousarray(
+                (_sized(path, 352)[..., ::-1] / np.float32(255)).transpose(2, 0, 1)
+            )[None]
+        }
+        for path in photos
+    ]
+
+    def judge(session: coresident.Session) -> Score:
+        outputs = [session.run(None, one)[0] for one in feeds[1::2]]
+        boxes = [detection.fastestdet(output, 0.01) for output in outputs]
+        truth = [detection.yolo_labels(path.with_suffix(".txt")) for path in photos[1::2]]
+        found = [detection.fastestdet(output, 0.5) for output in outputs]
+        return Score(detection.average_precision(boxes, truth), np.array([len(one) for one in found]))
+
+    return Case(assets / "models" / "fastestdet" / "FastestDet.onnx", feeds[::2], judge)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ast
+import functools
+import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import coresident
+from coresident.kernels import families, lowering
 
 PACKAGE = Path(coresident.__file__).parent
 
@@ -31,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "session": {"errors", "limits", "cached_compiler", "ports", "cache", "sizes", "runtime", "source"},
     "vision": {"errors", "runtime"},
     "measure": {"errors", "codegen", "runtime", "vision"},
-    "sparsify": {
+    "sparsification": {
         "errors",
         "limits",
         "graph",
@@ -56,7 +61,7 @@ ALLOWED: dict[str, set[str]] = {
         "session",
         "vision",
         "measure",
-        "sparsify",
+        "sparsification",
     },
 }
 """Room -> the rooms it may import beside itself. `codegen` and `schedule` know of `runtime` only its ABI,
@@ -66,6 +71,7 @@ PLACES = {"llvmlite": {"codegen/llvm.py"}, "onnx": {"onnx/"}}
 """Package -> the only places that import it."""
 
 
+@functools.cache
 def _imports(path: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -108,3 +114,32 @@ def test_heavy_packages_are_imported_in_one_place(package: str) -> None:
 def test_public_names_are_exported() -> None:
     assert all(hasattr(coresident, name) for name in coresident.__all__)
     assert {"Session", "Error"} <= set(coresident.__all__)
+
+
+def test_families_name_what_their_files_lower() -> None:
+    for file, ops in families.FILES.items():
+        importlib.import_module(f"coresident.kernels.{file}")
+        lowered = {
+            op
+            for op, family in lowering.FAMILIES.items()
+            if family.lower.__module__ == f"coresident.kernels.{file}"
+        }
+        assert lowered == set(ops), file
+
+
+@pytest.mark.parametrize("first", ["import onnx", "import coresident.compiler", ""])
+def test_messages_are_those_of_the_package_onnx(first: str) -> None:
+    """However the two are imported; compiling a model needs no more of the package."""
+    code = f"""
+import sys
+{first}
+before = "onnx" in sys.modules
+from coresident.onnx import proto
+assert ("onnx" in sys.modules) == before
+import onnx, onnx.checker, onnx.inliner
+assert proto.ModelProto is onnx.ModelProto and proto.SchemaError is onnx.defs.SchemaError
+head = '<ir_version: 8, opset_import: ["" : 17]>'
+model = onnx.parser.parse_model(head + 'm (float[1] x) => (float[1] y) {{ y = Relu(x) }}')
+onnx.checker.check_model(model)
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

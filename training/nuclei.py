@@ -1,13 +1,14 @@
-"""Train, prune and export the network that `coresident demo` counts cell nuclei with.
+"""Train, prune, quantise and export the network that `coresident demo` counts cell nuclei with.
 
-    python training/nuclei.py --data DIR --out DIR [--seed 0] [--epochs N | --minutes M]
+    python training/nuclei.py --data DIR --out DIR [--seed 0] [--sparsity 0.85 0.9] [--scale 1]
 
 `--data` holds `images/*.png` (8-bit, grey or colour) and `labels/*.png` (16-bit, 0 background, 1..n nuclei)
 of the same names. A fifth of the pictures, drawn by the seed, is held out and only ever measured on. The
-network is trained dense, then pruned by magnitude while it trains on (each layer by itself, on a cubic
-schedule), then fine-tuned with the zeros fixed; the dense network that it is compared with has seen half as
-many crops. Written to `--out`: nuclei.onnx (the pruned network), held_out.json (every figure, per picture),
-and overlays to look at.
+network is trained dense; then, by this package's own tools (`coresident.sparsification.training`), pruned in
+four-blocks on a cubic schedule while it trains on and learns from the dense one, and at last trained as with
+bytes. Each sparsity sets out from the one before, as it was before it was quantised. Written to `--out`:
+dense.pt and pruned_NN.pt (kept: a second call starts from them), an ONNX file for each sparsity (as float and
+as int8), held_out.json (every figure, per picture, of what the ONNX files give in this engine), and overlays.
 """
 
 from __future__ import annotations
@@ -22,26 +23,27 @@ from collections.abc import Callable
 from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from coresident.vision.nuclei import MULTIPLE, count, crop, overlay, preprocess
+import coresident
+from coresident.sparsification.training import Constant, Distil, Prune, Quantise, Recipe, Sparsifier
+from coresident.vision.nuclei import count, crop, overlay, preprocess
 
 CHANNELS = (16, 32, 56, 96)
-CROP = 144
+CROP = 112
 BATCH = 8
-SPARSITY = 0.87
-Convolution = (nn.Conv2d, nn.ConvTranspose2d)
+BATCHES = (500, 150, 80)  # of the dense network, of each pruning, of each quantisation
+WEIGHT_BITS: Literal[7, 8] = 7  # exact in 16-bit sums, on CPUs without VNNI and in other engines too
+KNOWLEDGE = Distil(0.5, 2.0, "sigmoid")
 Rate = Callable[[float], float]
-STAGES = (0.5, 0.2, 0.3)  # shares of the epochs: dense, pruning, fine-tuning
 
 
 class Sample(NamedTuple):
@@ -87,18 +89,6 @@ class UNet(nn.Module):
             x = self.up[level](torch.cat((self.rise[level](x), skips[level]), dim=1))
         logits: Tensor = self.head(x)
         return logits
-
-
-class Probability(nn.Module):
-    """The network as exported: `image` [N, 1, H, W] to `probability` [N, 2, H, W]."""
-
-    def __init__(self, network: UNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the probabilities of nucleus and outline."""
-        return torch.sigmoid(self.network(image))
 
 
 def load(folder: Path) -> list[Sample]:
@@ -185,69 +175,116 @@ def loss_of(logits: Tensor, target: Tensor) -> Tensor:
     return entropy + (1 - dice).mean()
 
 
-def prunable(network: UNet) -> dict[str, nn.Parameter]:
-    """Return the weights to prune by name: every convolution but the first and the last."""
-    layers = [(name, module) for name, module in network.named_modules() if isinstance(module, Convolution)]
-    return {name: module.get_parameter("weight") for name, module in layers[1:-1]}
-
-
-@torch.no_grad()
-def prune(network: UNet, sparsity: float) -> dict[str, Tensor]:
-    """Zero the smallest `sparsity` of each layer's weights in place; return the masks (1 keeps)."""
-    masks = {}
-    for name, weight in prunable(network).items():
-        mask = torch.ones(weight.numel())
-        mask[weight.abs().flatten().argsort()[: round(sparsity * weight.numel())]] = 0
-        masks[name] = mask.view(weight.shape)
-        weight.mul_(masks[name])
-    return masks
-
-
-def train(network: UNet, crops: Crops, steps: int, rate: Rate, first: float = 0.0, last: float = 0.0) -> None:
-    """Train for `steps` batches; `rate` gives the learning rate at a share 0..1 of them.
-
-    The sparsity rises from `first` to `last` as s(t) = last + (first - last) (1 - t)^3, renewed every 20
-    batches; where the two are equal the zeros stay as they are.
-    """
+def train(
+    network: UNet,
+    crops: Crops,
+    batches: int,
+    rate: Rate,
+    optimizer: torch.optim.Optimizer,
+    sparsifier: Sparsifier | None = None,
+) -> None:
+    """Train for that many batches; `rate` gives the learning rate at a share 0..1 of them."""
     network.train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rate(0.0), weight_decay=1e-4)
-    masks = prune(network, first)
-    weights = prunable(network)
     start = time.monotonic()
-    for step in range(steps):
-        if first != last and (step % 20 == 0 or step == steps - 1):
-            masks = prune(network, last + (first - last) * (1 - (step + 1) / steps) ** 3)
+    for batch in range(batches):
         for group in optimizer.param_groups:
-            group["lr"] = rate(step / steps)
+            group["lr"] = rate(batch / batches)
         images, target = crops.batch()
-        loss = loss_of(network(images), target)
+        logits = network(images)
+        loss = loss_of(logits, target)
+        if sparsifier is not None:
+            loss = sparsifier.loss(loss, logits, images)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(network.parameters(), 2.0)
         optimizer.step()
-        for name, mask in masks.items():
-            weights[name].data.mul_(mask)
-        if (step + 1) % 100 == 0 or step == steps - 1:
-            print(f"  batch {step + 1}/{steps} loss {loss:.3f} {time.monotonic() - start:.0f} s")
+        if (batch + 1) % 50 == 0 or batch == batches - 1:
+            seconds = time.monotonic() - start
+            print(f"  batch {batch + 1}/{batches} loss {loss.item():.3f} {seconds:.0f} s", flush=True)
 
 
-@torch.no_grad()
-def measure(network: UNet, samples: list[Sample], draw: Path) -> dict[str, Any]:
-    """Measure foreground Dice and count error per picture, and their means; overlays go to `draw`."""
-    model = Probability(network).eval()
+def optimizer_of(network: UNet) -> torch.optim.Optimizer:
+    """AdamW, as all stages use it."""
+    return torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-4)
+
+
+def dense(path: Path, crops: Crops, batches: int) -> UNet:
+    """Train the dense network, or read it where `path` holds one."""
+    network = UNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if path.exists():
+        network.load_state_dict(torch.load(path, weights_only=True))
+        return network
+    train(
+        network,
+        crops,
+        batches,
+        lambda t: 3e-3 * min(1.0, 0.05 + 10 * t) * fall(t) + 1e-5,
+        optimizer_of(network),
+    )
+    torch.save(network.state_dict(), path)
+    return network
+
+
+def prune(network: UNet, teacher: UNet, crops: Crops, batches: int, shares: tuple[float, float]) -> None:
+    """Prune from one share of zeros to another, over two thirds of the batches."""
+    recipe = Recipe(1, (Prune(shares[1], 0.0, 2 / 3, shares[0], 10 / batches), KNOWLEDGE))
+    optimizer = optimizer_of(network)
+    with Sparsifier.attach(network, optimizer, batches, recipe, teacher=teacher) as sparsifier:
+        train(network, crops, batches, lambda t: 1.5e-3 * (1 - 0.5 * t), optimizer, sparsifier)
+
+
+def quantise(network: UNet, teacher: UNet, crops: Crops, batches: int, path: Path) -> dict[str, float]:
+    """Train a copy as with bytes, its zeros kept, and write it; returns the share of zeros by layer."""
+    network = deepcopy(network)
+    recipe = Recipe(1, (Constant(), Quantise(0.0, 0.6, 0.5, WEIGHT_BITS), KNOWLEDGE))
+    optimizer = optimizer_of(network)
+    with Sparsifier.attach(network, optimizer, batches, recipe, teacher=teacher) as sparsifier:
+        train(network, crops, batches, lambda t: 7e-4 * fall(t) + 1e-6, optimizer, sparsifier)
+        export(sparsifier, path)
+        return sparsifier.sparsity()
+
+
+def export(sparsifier: Sparsifier, path: Path) -> None:
+    """Write the network with sigmoids at its end: `image` [N, 1, H, W] to `probability` [N, 2, H, W]."""
+    axes = {name: {0: "batch", 2: "height", 3: "width"} for name in ("image", "probability")}
+    sparsifier.export(
+        path,
+        torch.rand(1, 1, 64, 64),
+        tail=torch.sigmoid,
+        input_names=["image"],
+        output_names=["probability"],
+        dynamic_axes=axes,
+    )
+
+
+def export_float(network: UNet, path: Path) -> None:
+    """Write a network as it is, in floats."""
+    with Sparsifier.attach(network, None, 1, Recipe(1)) as sparsifier:
+        export(sparsifier, path)
+
+
+def measure(path: Path, samples: list[Sample], draw: Path) -> dict[str, Any]:
+    """Measure an ONNX file: foreground Dice and count error per picture, their means; overlays to `draw`."""
     pictures: dict[str, dict[str, Any]] = {}
-    for sample in samples:
-        probability = model(torch.from_numpy(preprocess(sample.image)))[0].numpy()
-        labels, found = count(crop(probability, *sample.labels.shape))
-        true = len(np.unique(sample.labels[sample.labels > 0]))
-        covered = int(((labels > 0) & (sample.labels > 0)).sum())
-        dice = 2 * covered / max(int((labels > 0).sum() + (sample.labels > 0).sum()), 1)
-        pictures[sample.name] = {"true": true, "found": found, "dice": round(dice, 4)}
-        draw.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(overlay(sample.image, labels)).save(draw / sample.name)
+    peer = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    draw.mkdir(parents=True, exist_ok=True)
+    with coresident.Session(path) as session:
+        for sample in samples:
+            feeds = {"image": preprocess(sample.image)}
+            probability = session.run(None, feeds)[0]
+            worst = max(worst, float(np.abs(probability - peer.run(None, feeds)[0]).max()))
+            labels, found = count(crop(probability[0], *sample.labels.shape))
+            true = len(np.unique(sample.labels[sample.labels > 0]))
+            covered = int(((labels > 0) & (sample.labels > 0)).sum())
+            dice = 2 * covered / max(int((labels > 0).sum() + (sample.labels > 0).sum()), 1)
+            pictures[sample.name] = {"true": true, "found": found, "dice": round(dice, 4)}
+            Image.fromarray(overlay(sample.image, labels)).save(draw / sample.name)
     rows = pictures.values()
     dices, trues, errors = np.array([(r["dice"], r["true"], abs(r["found"] - r["true"])) for r in rows]).T
     return {
+        "bytes": path.stat().st_size,
+        "difference_from_onnxruntime": worst,
         "pictures": len(rows),
         "dice": round(float(dices.mean()), 4),
         "count_mean_absolute_error": round(float(errors.mean()), 3),
@@ -266,30 +303,6 @@ def report(title: str, result: dict[str, Any]) -> None:
     )
 
 
-@torch.no_grad()
-def export(network: UNet, path: Path) -> float:
-    """Write the ONNX file and return its largest difference from PyTorch on two input sizes."""
-    model = Probability(network).eval()
-    axes = {name: {0: "batch", 2: "height", 3: "width"} for name in ("image", "probability")}
-    names: dict[str, Any] = {"input_names": ["image"], "output_names": ["probability"], "dynamic_axes": axes}
-    example = (torch.rand(1, 1, 64, 64),)
-    torch.onnx.export(model, example, str(path), dynamo=False, opset_version=17, **names)
-    graph = onnx.load(path)
-    for tensor in graph.graph.initializer:  # folding leaves zeros of either sign: keep the positive one
-        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) + 0.0, tensor.name))
-    onnx.save(graph, path)
-    onnx.checker.check_model(graph)
-    if any(node.op_type == "BatchNormalization" for node in graph.graph.node):
-        raise SystemExit("batch normalisation was not folded")
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    worst = 0.0
-    for shape in ((1, 1, 256, 256), (2, 1, 24 * MULTIPLE, 13 * MULTIPLE)):
-        image = torch.rand(shape)
-        found = session.run(None, {"image": image.numpy()})[0]
-        worst = max(worst, float(np.abs(found - model(image).numpy()).max()))
-    return worst
-
-
 def fall(share: float) -> float:
     """Return the half cosine from 1 at share 0 to 0 at share 1."""
     return 0.5 + 0.5 * math.cos(math.pi * share)
@@ -297,52 +310,49 @@ def fall(share: float) -> float:
 
 def main() -> None:
     """Run everything as the module's docstring says."""
-    parser = argparse.ArgumentParser(description="Train, prune and export the nuclei network.")
+    parser = argparse.ArgumentParser(description="Train, prune, quantise and export the nuclei network.")
     parser.add_argument("--data", type=Path, required=True, help="folder with images/ and labels/")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, help="in all; one is a crop for each training picture")
-    parser.add_argument("--minutes", type=float, default=30.0, help="without --epochs: run what fits")
+    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.85, 0.9], help="in ascending order")
+    parser.add_argument("--scale", type=float, default=1.0, help="times as many batches in every stage")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     training, held = split(load(options.data), options.seed)
     crops = Crops(training, options.seed)
-    network = UNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batches = math.ceil(len(training) / BATCH)
-    epochs = options.epochs
-    if epochs is None:
-        start = time.monotonic()
-        train(deepcopy(network), Crops(training, options.seed), batches, fall)
-        epochs = max(4, int(60 * options.minutes / (time.monotonic() - start)))
-    steps = [round(share * epochs * batches) for share in STAGES]
-    print(f"{len(training)} training pictures, {epochs} epochs of {batches} batches")
-
+    batches = [round(options.scale * number) for number in BATCHES]
     results: dict[str, dict[str, Any]] = {}
 
-    def run(title: str, stage: int, rate: Rate, first: float = 0.0, last: float = 0.0) -> None:
-        print(title)
-        train(network, crops, steps[stage], rate, first, last)
-        results[title] = measure(network, held, options.out / title)
+    def judge(title: str) -> None:
+        results[title] = measure(out / f"{title}.onnx", held, out / title)
         report(title, results[title])
+        (out / "held_out.json").write_text(json.dumps({"seed": options.seed, **results}, indent=1) + "\n")
 
-    run("dense", 0, lambda t: 3e-3 * min(1.0, 0.05 + 10 * t) * fall(t) + 1e-4)
-    run("at full sparsity", 1, lambda t: 1.5e-3, 0.0, SPARSITY)
-    run("pruned", 2, lambda t: 1.5e-3 * fall(t) + 1e-5, SPARSITY, SPARSITY)
-
-    difference = export(network, options.out / "nuclei.onnx")
-    weights = prunable(network)
-    sparsity = {name: round(float((w == 0).float().mean()), 4) for name, w in weights.items()}
-    zeros, size = sum(int((w == 0).sum()) for w in weights.values()), sum(w.numel() for w in weights.values())
-    for name, share in sparsity.items():
-        print(f"  {name:10s} {list(weights[name].shape)!s:18s} {100 * share:.2f} % zero")
-    print(f"  overall {100 * zeros / size:.2f} % of the {size} weights of these layers")
-    print(f"nuclei.onnx: {(options.out / 'nuclei.onnx').stat().st_size} bytes, {difference:.1e} from PyTorch")
+    teacher = dense(out / "dense.pt", crops, batches[0])
+    export_float(teacher, out / "dense.onnx")
+    judge("dense")
+    network, before = deepcopy(teacher), 0.0
+    for sparsity in options.sparsity:
+        title = f"{round(100 * sparsity)}"
+        state = out / f"pruned_{title}.pt"
+        if state.exists():
+            network.load_state_dict(torch.load(state, weights_only=True))
+        else:
+            prune(network, teacher, crops, batches[1], (before, sparsity))
+            torch.save(network.state_dict(), state)
+        export_float(network, out / f"pruned_{title}.onnx")
+        judge(f"pruned_{title}")
+        layers = quantise(network, teacher, crops, batches[2], out / f"int8_{title}.onnx")
+        judge(f"int8_{title}")
+        results[f"int8_{title}"]["layers"] = layers
+        before = sparsity
     print(f"{(time.monotonic() - begin) / 60:.1f} minutes")
-    figures = {"seed": options.seed, "epochs": epochs, "sparsity": round(zeros / size, 4), "layers": sparsity}
-    (options.out / "held_out.json").write_text(json.dumps({**figures, **results}, indent=1) + "\n")
+    (out / "held_out.json").write_text(json.dumps({"seed": options.seed, **results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

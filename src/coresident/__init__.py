@@ -26,6 +26,7 @@ from coresident.limits import Limits
 if TYPE_CHECKING:
     from coresident.compiler import compile_file as compile
     from coresident.session import Session
+    from coresident.sparsification.pipeline import sparsify
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ __all__ = [
     "UnsupportedModel",
     "__version__",
     "compile",
+    "sparsify",
 ]
 
 
@@ -58,6 +60,10 @@ def __getattr__(name: str) -> Any:
         from coresident.compiler import compile_file
 
         return compile_file
+    if name == "sparsify":
+        from coresident.sparsification.pipeline import sparsify
+
+        return sparsify
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import platformdirs
-
 from coresident.errors import ArtifactError, CoresidentWarning, Error, ResourceError
 from coresident.runtime import artifact
 from coresident.runtime.artifact import Artifact
@@ -196,7 +194,12 @@ def check_owner(path: Path) -> None:
 def default_folder() -> Path:
     """CORESIDENT_CACHE_DIR, or the user's cache folder of the platform."""
     named = os.environ.get("CORESIDENT_CACHE_DIR")
-    return Path(named) if named else Path(platformdirs.user_cache_dir("coresident", appauthor=False))
+    if named:
+        return Path(named)
+    # Brings a good deal with it that is not needed where the folder is named.
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("coresident", appauthor=False))
 
 
 def open_cache(folder: Path | None = None, *, enabled: bool = True, limit_bytes: int = LIMIT_BYTES) -> Cache:

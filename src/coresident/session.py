@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +21,9 @@ from coresident.runtime.program import Program, Step
 from coresident.runtime.streams import Requests, Streams
 from coresident.sizes import FreeSizes
 from coresident.source import Source
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Array = np.ndarray[Any, Any]
 

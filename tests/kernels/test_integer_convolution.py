@@ -16,7 +16,7 @@ from coresident.codegen.target import NAMED, Target
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operator import evaluate
-from coresident.kernels import integer_panel
+from coresident.kernels import integer, integer_panel, integer_stream
 from coresident.schedule.planner import Planner
 
 Array = np.ndarray[Any, Any]
@@ -110,6 +110,49 @@ def test_channels_in_the_lanes(seed: int, held: bool, target: str, monkeypatch: 
     monkeypatch.setattr(integer_panel, "_choose", forced)
     node, feeds, constants = _case(seed)
     check_node(node, feeds, constants, target=target, threads=1 + seed % 2, tolerance=0)
+
+
+def _gather(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have all convolutions bring single weights together."""
+    cycles = integer._cycles
+    monkeypatch.setattr(integer, "GATHERED", 2.0)
+    monkeypatch.setattr(integer_panel, "choose", lambda *_: None)
+    monkeypatch.setattr(integer, "_cycles", lambda *a: cycles(*a) * (1e-9 if a[4].gathers else 1.0))
+
+
+@pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])
+@pytest.mark.parametrize("seed", range(300, 325))
+def test_single_weights(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _gather(monkeypatch)
+    node, feeds, constants = _case(seed)
+    check_node(node, feeds, constants, target=target, threads=1 + seed % 2, tolerance=0)
+
+
+@pytest.mark.parametrize("name", INTEGER_TARGETS)
+def test_single_weights_on_other_targets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _gather(monkeypatch)
+    steps = []
+    for seed in (300, 301, 302):
+        node, feeds, constants = _case(seed)
+        steps += Planner(graph_of([node], feeds, ["y"], constants), INTEGER_TARGETS[name], 2).program().steps
+    assert any("gathered" in str(step.info.get("kernel")) for step in steps)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_fours_hold_each_weight_once(held: bool) -> None:
+    rng = np.random.default_rng(0)
+    for rows, nonzeros in ((1, 1), (3, 7), (5, 64), (4, 0)):
+        row = np.sort(rng.integers(0, rows, nonzeros))
+        weights = rng.integers(-128, 128, (nonzeros, 1, 1)).astype(np.int16)
+        entries = integer_stream.Entries(row, np.arange(nonzeros), weights)
+        dot = replace(Dot.gathering(_AVX2), held=held)
+        picked, there = integer_stream.fours(entries, dot, rows)
+        assert sorted(picked[there]) == list(range(nonzeros))
+        assert (row[picked] == row[picked[:, :1]]).all()
+        assert (np.diff(row[picked[:, 0]]) >= 0).all()
+        pairs = np.where(there, weights[picked, 0, 0], 0).reshape(-1, 2)
+        sums = [np.maximum(sign * pairs, 0).sum(axis=1) for sign in (1, -1)]
+        assert not held or (np.stack(sums) <= Dot.BOUND).all()
 
 
 def _transposed(seed: int) -> tuple[Node, dict[str, Array], dict[str, Array]]:

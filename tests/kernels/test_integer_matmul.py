@@ -11,17 +11,21 @@ from support import EMIT_TARGETS, TARGETS, WIDTHS, check_node, graph_of
 from coresident.codegen.target import NAMED
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Node
+from coresident.kernels import integer_matmul_sparse
 from coresident.schedule.planner import Planner
 
 Array = np.ndarray[Any, Any]
 INTEGER_TARGETS = EMIT_TARGETS | {name: NAMED[name] for name in ("x86-64-vnni", "aarch64-dotprod")}
 
 
-def _case(seed: int) -> tuple[Node, dict[str, Array], dict[str, Array]]:
+SIZES = (1, 1, 2, 3, 5, 8, 17, 33)
+
+
+def _case(seed: int, depths: tuple[int, ...] = SIZES) -> tuple[Node, dict[str, Array], dict[str, Array]]:
     """A product drawn by a seed; half of them end in bytes."""
     rng = np.random.default_rng(seed)
     a_type, b_type = rng.choice([np.uint8, np.int8], 2)
-    rows, depth, columns = (int(rng.choice([1, 1, 2, 3, 5, 8, 17, 33])) for _ in range(3))
+    rows, depth, columns = (int(rng.choice(s)) for s in (SIZES, depths, SIZES))
 
     def some(dtype: Any, shape: tuple[int, ...]) -> Array:
         bounds = np.iinfo(dtype)
@@ -62,6 +66,14 @@ def _case(seed: int) -> tuple[Node, dict[str, Array], dict[str, Array]]:
 @pytest.mark.parametrize("seed", range(25))
 def test_random_products(seed: int, target: str) -> None:
     node, feeds, constants = _case(seed)
+    check_node(node, feeds, constants, target=target, threads=1 + seed % 2, tolerance=0)
+
+
+@pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])
+@pytest.mark.parametrize("seed", range(100, 115))
+def test_blocks_that_are_not_zero(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integer_matmul_sparse, "estimated_cycles", lambda *_: 0.0)
+    node, feeds, constants = _case(seed, (3, 33, 1023, 1024, 1031, 2100))
     check_node(node, feeds, constants, target=target, threads=1 + seed % 2, tolerance=0)
 
 

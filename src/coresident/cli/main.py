@@ -1,7 +1,7 @@
 """The entry point: `coresident VERB ...`.
 
 Exit codes: 0 all well; 1 a `coresident.Error`, told in one line on standard error; 2 wrong usage; 3 some of
-several files or engines could not be run; 130 interrupted.
+several files or engines could not be run, or a target could not be reached; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 
 import coresident
-from coresident.cli import analyze, benchmark, compile, demo, doctor, run
+from coresident.cli import analyze, benchmark, compile, demo, doctor, finetune, run, sparsify
 from coresident.cli.command import FAILED, INTERRUPTED, Command
 from coresident.cli.report import remark
 from coresident.errors import CoresidentWarning, Error
@@ -22,6 +22,8 @@ COMMANDS: tuple[Command, ...] = (
     run.COMMAND,
     benchmark.COMMAND,
     compile.COMMAND,
+    sparsify.COMMAND,
+    finetune.COMMAND,
     analyze.COMMAND,
     doctor.COMMAND,
     demo.COMMAND,
@@ -31,7 +33,7 @@ _EPILOG = """exit codes:
   0    all well
   1    failed; one line on standard error says why
   2    wrong usage
-  3    some of several files or engines could not be run
+  3    some of several files or engines could not be run, or a target could not be reached
   130  interrupted
 """
 

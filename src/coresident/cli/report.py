@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,11 +18,15 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
+
+from coresident.sparsification.progress import NO_PROGRESS
+from coresident.sparsification.progress import Progress as Stages
 
 _WIDE = 400
 """Columns at most of a table that does not go to a terminal."""
@@ -124,6 +129,71 @@ def steps(total: int | None, quiet: bool) -> Iterator[Steps]:
     console = Console(file=sys.stderr)
     with Progress(*shown, TextColumn("{task.description}"), console=console, transient=True) as progress:
         yield Steps(progress, progress.add_task("", total=total))
+
+
+class _Told:
+    """Stages as lines, where no terminal shows a bar."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def stage(self, name: str, total: int) -> None:
+        remark(f"{time.monotonic() - self._start:6.0f} s  {name}")
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        pass
+
+
+class _Bars:
+    """A bar for the present stage; what is over leaves a line."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: TaskID | None = None
+        self._name, self._start = "", 0.0
+
+    def stage(self, name: str, total: int) -> None:
+        self.finish()
+        self._name, self._start = name, time.monotonic()
+        self._task = self._progress.add_task(name, total=total or None, note="")
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        if self._task is None:
+            return
+        self._progress.advance(self._task, n)
+        if note:
+            self._progress.update(self._task, note=note)
+
+    def finish(self) -> None:
+        if self._task is None:
+            return
+        self._progress.remove_task(self._task)
+        self._task = None
+        self._progress.console.print(
+            f"{time.monotonic() - self._start:6.1f} s  {self._name}", highlight=False, markup=False
+        )
+
+
+@contextmanager
+def stages(quiet: bool) -> Iterator[Stages]:
+    """Progress through several stages on standard error: bars with the remaining time, or lines."""
+    if quiet:
+        yield NO_PROGRESS
+        return
+    if not sys.stderr.isatty():
+        yield _Told()
+        return
+    shown = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    ]
+    with Progress(*shown, console=Console(file=sys.stderr), transient=True) as progress:
+        bars = _Bars(progress)
+        yield bars
+        bars.finish()
 
 
 def milliseconds(seconds: float) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from coresident.cli import report
 from coresident.cli.command import FAILED, OK, PARTLY, Command, add_json, add_threads
+from coresident.cli.pictures import add_preprocessing, preprocessing
 from coresident.errors import Error, ImageError, InputError, ModelError, ResourceError
 from coresident.ports import NodeArg
 from coresident.session import Session
@@ -22,20 +23,6 @@ from coresident.vision import images, tensors
 Array = np.ndarray[Any, Any]
 
 _FORMATS = ("npz", "npy", "png")
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, or several with commas") from None
-
-
-def _size(text: str) -> tuple[int, int]:
-    parts = text.split("x")
-    if len(parts) not in (1, 2) or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 224 or 480x640 (height x width)")
-    return int(parts[0]), int(parts[-1])
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -58,36 +45,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
     add_threads(parser)
     add_json(parser)
-    pictures = parser.add_argument_group(
-        "pictures", "they become (level * scale - mean) / std, resized by a bilinear filter"
-    )
-    pictures.add_argument(
-        "--mean",
-        type=_numbers,
-        default=(0.0,),
-        metavar="M,M,M",
-        help="a number, or one a channel (default: 0)",
-    )
-    pictures.add_argument(
-        "--std",
-        type=_numbers,
-        default=(1.0,),
-        metavar="S,S,S",
-        help="a number, or one a channel (default: 1)",
-    )
-    pictures.add_argument(
-        "--size", type=_size, metavar="HxW", help="default: what the model fixes, else the picture's own"
-    )
-    pictures.add_argument("--channels", choices=("rgb", "bgr", "gray"), help="default: by the model's input")
-    pictures.add_argument(
-        "--scale", type=float, help="default: 1/255 (1/65535 of 16 bits) for float inputs, 1 for integers"
-    )
-    pictures.add_argument(
-        "--layout",
-        choices=("auto", "nchw", "nhwc"),
-        default="auto",
-        help="default: auto, by the model's input",
-    )
+    add_preprocessing(parser)
 
 
 @dataclass(frozen=True)
@@ -122,14 +80,7 @@ def _summary(array: Array) -> dict[str, Any]:
 def _run(arguments: argparse.Namespace) -> int:
     files, several = _files(arguments.inputs)
     places = _places(files, several, arguments)
-    options = tensors.Preprocessing(
-        mean=arguments.mean,
-        std=arguments.std,
-        size=arguments.size,
-        channels=arguments.channels,
-        scale=arguments.scale,
-        layout=None if arguments.layout == "auto" else arguments.layout,
-    )
+    options = preprocessing(arguments)
     done: list[_Done] = []
     failed: list[tuple[Path, str]] = []
     with report.steps(len(files), arguments.quiet) as progress:

@@ -7,7 +7,7 @@ vector holds one element of as many pixels as it has such lanes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coresident.codegen.builder import Function, Value
 from coresident.codegen.target import Target
@@ -32,7 +32,8 @@ class Dot:
 
     Args:
         name: of the instructions, for `analyze`.
-        channels: of an element: four bytes, or two of 16 bits.
+        channels: of an element: four bytes, or two of 16 bits; one byte where any four of them are brought
+            together in the registers.
         signed: whether activations are signed bytes; unsigned otherwise.
         depth: how many products are added before the sum is of 32 bits. If more than one, or `held`, a sum of
             them has to fit 16 bits, whatever the activations are: positive weights of a pair of channels must
@@ -67,7 +68,21 @@ class Dot:
         """Those that may be the best: where sums of bytes have to fit 16 bits, large weights can be faster
         at twice the width."""
         best = Dot.of(target)
-        return [best, Dot("vpmaddwd", 2, False, 1, False, -255, 255)] if best.held else [best]
+        return [best, WORDS] if best.held else [best]
+
+    @staticmethod
+    def gathering(target: Target) -> Dot:
+        """Of elements of one byte."""
+        return replace(Dot.of(target), channels=1, depth=1)
+
+    @property
+    def gathers(self) -> bool:
+        return self.channels == 1
+
+    @property
+    def element_bytes(self) -> int:
+        """Of an element as it is packed."""
+        return 1 if self.gathers else 4
 
     @property
     def instructions(self) -> tuple[int, int]:
@@ -98,14 +113,22 @@ class Dot:
             done.append(self._add(f, cut[0], cut[1 : 1 + len(quads)], cut[1 + len(quads) :]))
         return joined(f, done)
 
-    def add_any(self, f: Function, total: Value, quads: Value, weights: Value) -> Value:
-        """A sum of 32-bit lanes plus the products of one vector of quads with any weights in range, whether
-        two of them fit 16 bits together or not."""
+    def wide(self, f: Function, weights: Value) -> tuple[Value, ...]:
+        """A vector of any weights in range as `add_wide` takes it: where sums of two products may not fit 16
+        bits, those of even and those of odd channels, as words."""
         if not self.held:
-            return self.add(f, total, [quads], [weights])
-        # Of two neighbours one is zero.
-        for part in (quads & 0x00FF00FF, quads & -0x00FF0100):
-            total = self.add(f, total, [part], [weights])
+            return (weights,)
+        words = f.bitcast(weights, I16.by(2 * weights.type.lanes))
+        return tuple(f.bitcast(w, weights.type) for w in ((words << 8) >> 8, words >> 8))
+
+    def add_wide(self, f: Function, total: Value, quads: Value, weights: Sequence[Value]) -> Value:
+        """A sum of 32-bit lanes plus the products of one vector of quads with what `wide` made of any
+        weights."""
+        if not self.held:
+            return self.add(f, total, [quads], weights)
+        words = f.bitcast(quads, I16.by(2 * quads.type.lanes))
+        for part, weight in zip((words & 0xFF, (words >> 8) & 0xFF), weights):
+            total = WORDS.add(f, total, [f.bitcast(part, quads.type)], [weight])
         return total
 
     def _add(self, f: Function, total: Value, quads: Sequence[Value], weights: Sequence[Value]) -> Value:
@@ -145,6 +168,10 @@ class Dot:
             halves.append(f.call("llvm.aarch64.neon.smull.v8i16", I16.by(8), a, b, needs=["neon"]))
         pairs = f.call("llvm.aarch64.neon.addp.v8i16", I16.by(8), *halves, needs=["neon"])
         return f.call("llvm.aarch64.neon.saddlp.v4i32.v8i16", I32.by(4), pairs, needs=["neon"])
+
+
+WORDS = Dot("vpmaddwd", 2, False, 1, False, -255, 255)
+"""Products of words, which are bytes widened."""
 
 
 def _kept(f: Function, total: Value) -> Value:
@@ -252,3 +279,43 @@ def interleaved(f: Function, rows: Sequence[Value]) -> list[Value]:
         for part in (range(quarter), range(quarter, 2 * quarter)):
             quads.append(f.bitcast(zip_(words[0], words[1], part), I32.by(quarter)))
     return quads
+
+
+def gathered(f: Function, rows: Sequence[Value]) -> list[Value]:
+    """Four vectors of bytes as four of quads, each 128 bits of a vector for themselves: `in_order` puts what
+    becomes of them in the order of pixels."""
+    size = rows[0].type.lanes
+
+    def zip_(a: Value, b: Value, high: bool) -> Value:
+        lanes = a.type.lanes
+        part = 16 * lanes // size
+        starts = [first + part // 2 * high for first in range(0, lanes, part)]
+        return f.shuffle(
+            a, b, [i for at in starts for k in range(at, at + part // 2) for i in (k, lanes + k)]
+        )
+
+    words = I16.by(size // 2)
+    quads = []
+    for high in (False, True):
+        pair = [f.bitcast(zip_(rows[i], rows[i + 1], high), words) for i in (0, 2)]
+        quads += [f.bitcast(zip_(pair[0], pair[1], upper), I32.by(size // 4)) for upper in (False, True)]
+    return quads
+
+
+def in_order(f: Function, totals: Sequence[Value]) -> list[Value]:
+    """Four vectors of lanes like those of `gathered`, in the order of pixels."""
+    parts = totals[0].type.lanes // 4
+    result = []
+    for v in range(4):
+        blocks = []
+        for block in range(v * parts, (v + 1) * parts):
+            part, which = divmod(block, 4)
+            blocks.append((totals[which], range(4 * part, 4 * part + 4)))
+        if parts == 1:
+            result.append(blocks[0][0])
+        elif parts == 2:
+            (a, low), (b, high) = blocks
+            result.append(f.shuffle(a, b, [*low, *(a.type.lanes + i for i in high)]))
+        else:
+            result.append(joined(f, [f.shuffle(vector, None, lanes) for vector, lanes in blocks]))
+    return result

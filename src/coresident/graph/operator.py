@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from coresident.errors import Error, InvalidModel, UnsupportedModel
+from coresident.errors import Error, InvalidModel, ResourceError, UnsupportedModel
 from coresident.graph.counted import counted
 from coresident.graph.graph import Fact, Graph, Node
 
@@ -133,6 +133,7 @@ def infer(graph: Graph) -> Graph:
 
     Raises:
         InvalidModel: shapes or types contradict; names the node.
+        ResourceError: a value of 2 ** 63 bytes or more.
     """
     facts = {name: graph.facts[name] for name in graph.inputs}
     for node in graph.nodes:
@@ -147,7 +148,15 @@ def infer(graph: Graph) -> Graph:
                 )
             if name:
                 facts[name] = fact
+    for name, fact in facts.items():
+        _check_addressable(name, fact)
     return graph.with_(facts=facts)
+
+
+def _check_addressable(name: str, fact: Fact) -> None:
+    """What numpy and 64-bit offsets can count; whether there is so much memory is asked later."""
+    if prod(max(size, 1) for size in fact.sizes) * fact.dtype.itemsize >= 1 << 63:
+        raise ResourceError(f"the value {name!r} has more bytes than addresses can tell", shape=fact.shape)
 
 
 def inputs_to_bind(graph: Graph) -> tuple[str, ...]:

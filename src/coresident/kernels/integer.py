@@ -23,12 +23,16 @@ from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import halo, is_depthwise, window
 from coresident.kernels.integer_code import Choice
 from coresident.kernels.integer_epilogue import IntegerEpilogue
+from coresident.kernels.integer_stream import Count
 from coresident.kernels.integer_strips import Places, Strips, flat_strips, pitched_strips, row_strips
 from coresident.kernels.lowering import Plan, Tensor, lowers
 
 MOST_VECTORS = {1: 10, 2: 6, 4: 2, 6: 2}
 """Vectors of a tile at most, for so many channels that share their loads, with 16 registers: beside the sums,
 products, weights and activations need some."""
+
+GATHERED = 0.5
+"""Share of weights that are not zero above which to bring single ones together is never tried."""
 
 STREAM_MARGIN = 1.3
 """Measured over modelled cycles of a stream of entries, relative to those of panels."""
@@ -146,11 +150,14 @@ def describe(
 def choose(plan: Plan, shape: Shape, weights: np.ndarray[Any, Any], places: Places) -> Choice:
     """The cut that should be fastest."""
     machine = cost.Machine.of(plan.target)
-    ways: list[tuple[Dot, int, float, float]] = []
+    ways: list[tuple[Dot, int, Count]] = []
     for dot in Dot.all(plan.target):
         for shared in (1,) if dot.held else (1, 2, 4, 6):
             if shared <= shape.outputs:
-                ways.append((dot, shared, *integer_stream.count(weights[0], dot, shared)))
+                ways.append((dot, shared, integer_stream.count(weights[0], dot, shared)))
+    gathering = Dot.gathering(plan.target)
+    if np.count_nonzero(weights) < GATHERED * weights.size:
+        ways.append((gathering, 1, integer_stream.count(weights[0], gathering, 1)))
     best: Choice | None = None
     scale = plan.target.registers // 16
     most = {shared: vectors * scale for shared, vectors in MOST_VECTORS.items()}
@@ -158,11 +165,11 @@ def choose(plan: Plan, shape: Shape, weights: np.ndarray[Any, Any], places: Plac
         for strips in _cuts(places, vectors):
             if strips.vectors != vectors:
                 continue
-            for dot, shared, steps, changes in ways:
-                if vectors > most[shared]:
+            for dot, shared, count in ways:
+                if vectors > (8 * scale if dot.gathers else most[shared]):
                     continue
                 for rows_first in (False, True):
-                    arguments = (shape, strips, dot, shared, steps, changes, rows_first)
+                    arguments = (shape, strips, dot, shared, count, rows_first)
                     cycles = _cycles(machine, plan, *arguments)
                     if best is None or cycles < best.cycles:
                         best = Choice(strips, dot, shared, rows_first, cycles)
@@ -186,8 +193,7 @@ def _cycles(
     strips: Strips,
     dot: Dot,
     shared: int,
-    steps: float,
-    changes: float,
+    stream: Count,
     rows_first: bool,
 ) -> float:
     """Of all of it, on one core."""
@@ -201,19 +207,38 @@ def _cycles(
     issue = max(issue, cost.integer_issue(machine, dot.arithmetic * vectors * shared))
     together = tiles / len(strips.strips)
     # What is read again and again: a tile's or the whole strip's pixels, and the stream or a row of it.
-    tile_bytes = 4 * elements * strips.vectors * plan.target.lanes(I32) * max(1, len(strips.taps)) ** 0.5
-    near = 4 * elements * strips.span if rows_first else tile_bytes
+    tile_bytes = (
+        dot.element_bytes
+        * elements
+        * strips.vectors
+        * plan.target.lanes(I32)
+        * max(1, len(strips.taps)) ** 0.5
+    )
+    near = dot.element_bytes * elements * strips.span if rows_first else tile_bytes
     far = 0.0 if near <= machine.l1_bytes else vectors * plan.target.vector_bits / 8 / machine.l2_bytes
     # Each lane's sums are a chain of additions.
     step = max(loads, products, issue, dot.depth * far, 1.5 * dot.depth)
+    if dot.gathers:
+        fours = -(-vectors // 4)
+        issue = cost.integer_issue(machine, fours * (8 + 4 * dot.arithmetic) + 1)
+        step = max((fours * 4 * 1.5 + 5) / machine.loads, issue, 1.25 * far, 4.0)
     ends = 12 + 4.0 * vectors * shared
-    stream = steps * integer_stream.step_bytes(dot.depth, shared, wide=False)
-    read = stream / (machine.l2_bytes if stream < machine.cache else machine.l3_bytes / 2)
-    tile = steps * step + rows * ends + changes * machine.mispredict / (together if rows_first else 1)
+    # A single is an entry of two products of words.
+    single = max(
+        (vectors * (1.75 if unaligned else 1.0) + 2) / machine.loads + far,
+        cost.integer_issue(machine, 5 * vectors + 3),
+        4.0,
+    )
+    entries = stream.steps * dot.depth + stream.singles
+    streamed = entries * ((8 if dot.gathers else 2) + 4 * shared)
+    read = streamed / (machine.l2_bytes if streamed < machine.cache else machine.l3_bytes / 2)
+    multiplied = stream.steps * step + stream.singles * single
+    tile = multiplied + rows * ends + stream.changes * machine.mispredict / (together if rows_first else 1)
     tile = max(tile, read / (together if rows_first else 1))
     packing = strips.packed * elements * (0.35 if strips.step == 1 else 0.6 if strips.step == 2 else 8.0)
+    packing *= dot.element_bytes / 4
     packing += 12.0 * elements * float((strips.strips[:, 1] - strips.strips[:, 0]).sum())
-    if 4 * elements * strips.span > machine.cache:
+    if dot.element_bytes * elements * strips.span > machine.cache:
         packing *= 2.0
     total = shape.batch * shape.groups * (tiles * tile + packing)
     count = len(strips.strips)

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from coresident.codegen import integers
 from coresident.codegen.builder import Value, Variable, kernel
 from coresident.codegen.integers import Dot
-from coresident.codegen.types import I16, I32, I64
+from coresident.codegen.types import I8, I32, I64, Type, of_dtype
 from coresident.kernels import integer_frame
 from coresident.kernels.frame import Shape
 from coresident.kernels.integer_epilogue import IntegerEpilogue, IntegerOutput
 from coresident.kernels.integer_frame import IntegerFrame
-from coresident.kernels.integer_stream import UNROLL, pack, step_bytes
+from coresident.kernels.integer_stream import UNROLL, Offsets, pack
 from coresident.kernels.integer_strips import Strips
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.tiling import Cut
@@ -72,14 +73,16 @@ class _Code:
     Args:
         frame: its arguments and its part of the work.
         stream, rows: of the group's part of the rows.
-        wide: whether offsets in the stream are of 32 bits.
+        offsets: how the stream says what to read.
+        counts: of the numbers in `rows`, the type.
     """
 
     frame: IntegerFrame
     choice: Choice
     stream: Value
     rows: Value
-    wide: bool
+    offsets: Offsets
+    counts: Type
 
     @property
     def dot(self) -> Dot:
@@ -107,43 +110,54 @@ class _Code:
         """The channels of row `r` of the task, over the tiles first..end of the strip."""
         f, choice = self.frame.function, self.choice
         vectors, kind = choice.strips.vectors, I32.by(self.output.lanes)
-        described = f.offset(self.rows, r * 2, I32)
-        channel = self.frame.channel_base + f.convert(f.load(I32, described), I64)
-        steps = f.convert(f.load(I32, described, 1), I64)
+        summed = -(-vectors // 4) * 4 if self.dot.gathers else vectors
+        described = f.offset(self.rows, r * 3, self.counts)
+        channel, steps, singles = (
+            f.convert(f.load(self.counts, described, i), I64, signed=False) for i in range(3)
+        )
+        channel = self.frame.channel_base + channel
         channels = [channel + s for s in range(choice.shared)]
         begin = position.get()
         with f.loop(first, end) as tile:
             x, offsets = self._place(tile)
             position.set(begin)
             totals = [
-                [f.var(f.splat(f.load(I32, self.frame.bias, c), kind)) for _ in range(vectors)]
+                [f.var(f.splat(f.load(I32, self.frame.bias, c), kind)) for _ in range(summed)]
                 for c in channels
             ]
             for c in channels:
                 self.output.prefetch(f, c, vectors, offsets)
             self._steps(x, position, steps, totals)
+            if self.dot.held and not self.dot.gathers:
+                with f.loop(0, singles):
+                    self._single(x, position, totals)
             for c, row in zip(channels, totals):
                 values = [total.get() for total in row]
+                if self.dot.gathers:
+                    fours = [integers.in_order(f, values[at : at + 4]) for at in range(0, summed, 4)]
+                    values = [value for four in fours for value in four][:vectors]
                 self.output.store(f, c, values, offsets, choice.strips.last)
 
     def _place(self, tile: Value) -> tuple[Value, list[Value]]:
         """Where a tile's packed input is, and its offsets in the output and in other tensors."""
         f, columns = self.frame.function, 2 + len(self.output.epilogue.tensors)
         found = [f.convert(f.load(I32, self.frame.tiles, tile * columns + i), I64) for i in range(columns)]
-        return f.offset(f["scratch"], found[0], 4), found[1:]
+        return f.offset(f["scratch"], found[0], self.dot.element_bytes), found[1:]
 
     def _steps(
         self, x: Value, position: Variable, count: Value, totals: Sequence[Sequence[Variable]]
     ) -> None:
         """Add `count` steps of the stream to the totals, and move the position past them."""
         f = self.frame.function
-        size = step_bytes(self.dot.depth, self.choice.shared, self.wide)
-        unroll = UNROLL // self.dot.depth
+        size = self.offsets.step_bytes(self.dot, self.choice.shared)
+        unroll = UNROLL // (2 if self.dot.gathers else self.dot.depth)
+
+        step = self._gathered if self.dot.gathers else self._step
 
         def some(number: int) -> None:
             at = position.get()
             for index in range(number):
-                self._step(x, f.offset(at, index * size), totals)
+                step(x, f.offset(at, index * size), totals)
             position.set(f.offset(at, number * size))
 
         with f.loop(0, count >> (unroll.bit_length() - 1)):
@@ -158,11 +172,8 @@ class _Code:
         f, dot, shared = self.frame.function, self.dot, self.choice.shared
         lanes = self.output.lanes
         kind = I32.by(lanes)
-        offset = I32 if self.wide else I16
-        pixels = [
-            f.offset(x, f.convert(f.load(offset, at, d), I64, signed=False), 4) for d in range(dot.depth)
-        ]
-        words = f.offset(at, dot.depth * offset.bytes)
+        pixels = [self._read(x, at, d) for d in range(dot.depth)]
+        words = f.offset(at, dot.depth * self.offsets.size)
 
         def weight(s: int) -> list[Value]:
             return [f.splat(f.load(I32, words, d * shared + s, align=1), kind) for d in range(dot.depth)]
@@ -188,6 +199,37 @@ class _Code:
             for s in range(shared):
                 multiply(s, v, x_v, held[s])
 
+    def _read(self, x: Value, at: Value, index: int) -> Value:
+        """The address that the offset numbered `index` from `at` on stands for."""
+        f = self.frame.function
+        number = f.convert(f.load(Type("i", 8 * self.offsets.size), at, index), I64, signed=False)
+        return f.offset(x, number * self.offsets.unit, self.dot.element_bytes)
+
+    def _gathered(self, x: Value, at: Value, totals: Sequence[Sequence[Variable]]) -> None:
+        """A step of four bytes that lie anywhere."""
+        f, dot = self.frame.function, self.dot
+        kind = I32.by(self.output.lanes)
+        pixels = [self._read(x, at, i) for i in range(4)]
+        weights = f.splat(f.load(I32, f.offset(at, 4 * self.offsets.size), align=1), kind)
+        bytes_ = I8.by(4 * kind.lanes)
+        for first in range(0, len(totals[0]), 4):
+            rows = [f.load(bytes_, p, first * kind.lanes) for p in pixels]
+            for quads, total in zip(integers.gathered(f, rows), totals[0][first : first + 4]):
+                total.set(dot.add(f, total.get(), [quads], [weights]))
+
+    def _single(self, x: Value, position: Variable, totals: Sequence[Sequence[Variable]]) -> None:
+        """Add one entry of any weights to the totals, and move the position past it."""
+        f, dot, shared = self.frame.function, self.dot, self.choice.shared
+        kind, at = I32.by(self.output.lanes), position.get()
+        pixels = self._read(x, at, 0)
+        words = f.offset(at, self.offsets.size)
+        weights = [dot.wide(f, f.splat(f.load(I32, words, s, align=1), kind)) for s in range(shared)]
+        for v in range(len(totals[0])):
+            quads = f.load(kind, pixels, v * kind.lanes)
+            for row, weight in zip(totals, weights):
+                row[v].set(dot.add_wide(f, row[v].get(), quads, weight))
+        position.set(f.offset(at, self.offsets.single_bytes(shared)))
+
 
 def emit(
     plan: Plan,
@@ -212,17 +254,19 @@ def emit(
     s, dot = choice.strips, choice.dot
     row_count = -(-shape.outputs // choice.shared)
     work = divided(len(s.strips), shape.batch * shape.groups, row_count, plan.threads, choice.cycles)
-    wide = -(-shape.inputs // dot.channels) * s.span > 1 << 16
-    packed = pack(weights, s.taps, s.span, dot, choice.shared, work, wide)
+    offsets = Offsets.of(-(-shape.inputs // dot.channels), s.taps, s.span)
+    packed = pack(weights, offsets, dot, choice.shared, work)
     parts = packed.starts.shape[1]
     frame = IntegerFrame.open(f, source, shape, s, dot, work, out, epilogue, own=3)
     stream, rows, starts = frame.own
+    counts = of_dtype(packed.rows.dtype)
     code = _Code(
         frame,
         choice,
         f.offset(stream, f.load(I64, starts, frame.group * parts + frame.part.row_part)),
-        f.offset(rows, (frame.group * row_count + frame.part.first_row) * 2, I32),
-        wide,
+        f.offset(rows, (frame.group * row_count + frame.part.first_row) * 3, counts),
+        offsets,
+        counts,
     )
     plan.scratch(frame.packed_bytes)
     frame.each_strip(code.tiles)
@@ -230,13 +274,13 @@ def emit(
     dense = math.isclose(info["sparsity"], 0, abs_tol=0.02)
     details = {
         **info,
-        "kernel": f"integer {'dense' if dense else 'sparse'}, {dot.name}",
+        "kernel": f"integer {'dense' if dense else 'sparse'}, {'gathered, ' * dot.gathers}{dot.name}",
         "tile": str(choice),
-        "entries": packed.steps * dot.depth,
+        "entries": packed.entries,
         "estimated_cycles": choice.cycles,
     }
     if not dense:
-        details["pattern"] = "blocks of 4 input channels"
+        details["pattern"] = "single weights" if dot.gathers else f"blocks of {dot.channels} input channels"
     words = integer_frame.operands(plan, source, s, out, epilogue, bias, own)
     reads = [source, *epilogue.tensors]
     plan.step(f, words, work.tasks, reads=reads, writes=[out], barrier=barrier, info=details)

@@ -121,7 +121,8 @@ class IntegerFrame:
     @property
     def packed_bytes(self) -> int:
         """Of scratch that a packed strip takes, and what is written beyond it."""
-        return 4 * (self.elements * self.strips.span + 2 * self.function.target.lanes(I8))
+        pixels = self.elements * self.strips.span + 2 * self.function.target.lanes(I8)
+        return self.dot.element_bytes * pixels
 
     def each_strip(self, body: Callable[[Value, Value], None]) -> None:
         """Emit the loop over the task's strips: each is packed, then the body is given its first tile and the
@@ -149,15 +150,15 @@ class IntegerFrame:
                 )
                 for k in range(size)
             ]
-            target = f.offset(f["scratch"], quad * s.span, 4)
+            target = f.offset(f["scratch"], quad * s.span, self.dot.element_bytes)
             with f.loop(first, end) as run:
                 source, place, length = (
                     f.convert(f.load(I32, self.runs, run * 3 + i), I64) for i in range(3)
                 )
-                begin = f.offset(target, place, 4)
+                begin = f.offset(target, place, self.dot.element_bytes)
                 with f.loop(0, length, width) as at:
                     rows = [self._pixels(channel, source + at * s.step, width) for channel in channels]
-                    vectors = integers.interleaved(f, rows)
+                    vectors = rows if self.dot.gathers else integers.interleaved(f, rows)
                     for i, vector in enumerate(vectors):
                         f.store(vector, begin, at + i * vector.type.lanes)
 

@@ -1,4 +1,5 @@
-"""Products of byte matrices with constant ones: lanes are columns, the weights stream past."""
+"""Products of byte matrices with constant ones: lanes are columns and the weights stream past, unless so many
+are zero that `integer_matmul_sparse.py` is faster."""
 
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ from coresident.codegen.math import to_memory, to_register
 from coresident.codegen.types import I32, of_dtype
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
-from coresident.kernels import cost
+from coresident.kernels import cost, integer_matmul_sparse
 from coresident.kernels.integer import corrected, zero_point
 from coresident.kernels.integer_epilogue import IntegerEpilogue
+from coresident.kernels.integer_matmul_sparse import Blocks
 from coresident.kernels.layout import Layout
 from coresident.kernels.loopnest import nest
 from coresident.kernels.lowering import Plan, Tensor, lowers
@@ -44,6 +46,7 @@ class _Code:
     Args:
         sizes: rows, depth, columns.
         rounds: how many matrices of bytes the weights are the sum of.
+        blocks: the weights, where only blocks that are not zero are stored.
         extras: addresses of the epilogue's tensors and channel arrays.
         tensors: the result and the epilogue's.
         flip: whether bytes of the first matrix change their sign bit as they are read.
@@ -54,6 +57,7 @@ class _Code:
     tile: _Tile
     sizes: tuple[int, int, int]
     rounds: int
+    blocks: Blocks | None
     a: Value
     y: Value
     weights: Value
@@ -84,6 +88,11 @@ class _Code:
         kind = I32.by(lanes)
         column = group * (vectors * lanes)
         starts = [f.load(kind, self.bias, column + v * lanes) for v in range(vectors)]
+        if self.blocks is not None:
+            sums = self.blocks.sums(f, group, [f.offset(self.a, (row + r) * depth) for r in range(count)])
+            for r, total in enumerate(sums):
+                self._finish(row + r, column, total + starts[0])
+            return
         totals = [[f.var(start) for start in starts] for _ in range(count)]
         group_size = self.rounds * quads * vectors * lanes
         stream = f.offset(self.weights, group * group_size, I32)
@@ -94,9 +103,9 @@ class _Code:
                 one = f.load(I32, f.offset(self.a, (row + r) * depth), quad, align=1)
                 xs.append(f.splat(one ^ -0x7F7F7F80 if self.flip else one, kind))
             for v in range(vectors):
-                weight = f.load(kind, here, v * lanes)
+                weight = self.dot.wide(f, f.load(kind, here, v * lanes))
                 for r, x in enumerate(xs):
-                    totals[r][v].set(self.dot.add_any(f, totals[r][v].get(), x, weight))
+                    totals[r][v].set(self.dot.add_wide(f, totals[r][v].get(), x, weight))
         for r in range(count):
             for v in range(vectors):
                 self._finish(row + r, column + v * lanes, totals[r][v].get())
@@ -167,36 +176,43 @@ def product(node: Node, plan: Plan) -> None:
     epilogue = IntegerEpilogue.of(node, plan, 5, axis=len(out.shape) - 1, planar=False)
     point = zero_point(node, plan.graph)
     start = corrected(bias, weights.sum(axis=0, dtype=np.int64), point, a.dtype, dot)
-    # Weights beyond a byte are added in a second round over the same activations.
-    tile = _tile(rows, columns, lanes)
-    rounds = _within(weights, dot)
-    quads = -(-depth // 4)
-    padded = -(-columns // (tile.vectors * lanes)) * tile.vectors * lanes
-    groups = padded // (tile.vectors * lanes)
-    packed = np.zeros((len(rounds), quads * 4, padded), np.int8)
-    for part, matrix in zip(packed, rounds):
-        part[:depth, :columns] = matrix
-    stream = packed.reshape(-1, 4, groups, tile.vectors * lanes).transpose(2, 0, 3, 1)
     machine = cost.Machine.of(plan.target)
     macs = rows * depth * columns
+    tile = _tile(rows, columns, lanes)
+    groups = -(-columns // (tile.vectors * lanes))
     cycles = max(macs / (16 if dot.held else 64), depth * columns / machine.l3_bytes) + 20.0 * rows * groups
+    blocks = integer_matmul_sparse.pack(weights, dot, lanes, -(-columns // lanes) * lanes)
+    fewer = integer_matmul_sparse.estimated_cycles(blocks, rows, lanes)
+    sparse = fewer < cycles
+    rounds: list[np.ndarray[Any, Any]] = []
+    if sparse:
+        tile, cycles, groups = _Tile(tile.rows, 1), fewer, -(-columns // lanes)
+        tables = [blocks.stream, blocks.steps, blocks.starts]
+        plan.scratch(4 * lanes * tile.rows)
+    else:
+        rounds = _within(weights, dot)
+        tables = [_stream(rounds, groups, tile.vectors * lanes)]
+    padded = groups * tile.vectors * lanes
     tasks = pieces(plan.threads, groups, cycles)
     f = kernel(plan.target, "matmul_integer")
     tensors = (y, *epilogue.tensors)
+    flip = (a.dtype == np.int8) != dot.signed
+    extras = 3 + len(tables)
     code = _Code(
         f,
         dot,
         tile,
         (rows, depth, columns),
         len(rounds),
+        Blocks(word(f, 3), word(f, 4), word(f, 5), blocks.steps.shape[1], dot, flip) if sparse else None,
         word(f, 0),
         word(f, 1),
-        word(f, 2),
         word(f, 3),
+        word(f, 2),
         epilogue,
-        tuple(word(f, 4 + i) for i in range(epilogue.words)),
+        tuple(word(f, extras + i) for i in range(epilogue.words)),
         tensors,
-        (a.dtype == np.int8) != dot.signed,
+        flip,
     )
     first, end = share(f, groups, tasks)
     with f.loop(first, end) as group:
@@ -206,8 +222,8 @@ def product(node: Node, plan: Plan) -> None:
     operands = [
         a.address,
         y.address,
-        plan.constant(np.ascontiguousarray(stream)),
         plan.constant(np.pad(start, (0, padded - columns))),
+        *(plan.constant(table) for table in tables),
         *(t.address for t in epilogue.tensors),
         *(plan.constant(c) for c in channels),
     ]
@@ -218,10 +234,12 @@ def product(node: Node, plan: Plan) -> None:
         "macs": macs,
         "nonzero_macs": rows * nonzeros,
         "sparsity": 1 - nonzeros / max(1, weights.size),
-        "kernel": f"integer product, {dot.name}",
+        "kernel": f"integer {'sparse' if sparse else 'product'}, {dot.name}",
         "tile": f"{tile.rows} rows x {tile.vectors} vectors",
         "estimated_cycles": cycles,
     }
+    if sparse:
+        info["pattern"] = "blocks of 4 weights of a column"
     plan.step(f, operands, tasks, reads=[a, *epilogue.tensors], writes=[y], info=info)
     if y is not out:
         nest(plan, out, [y], None, {"op": "Copy", "kernel": "copy"})
@@ -250,6 +268,15 @@ def _within(weights: np.ndarray[Any, Any], dot: Dot) -> list[np.ndarray[Any, Any
         parts.append(np.clip(left, dot.low, dot.high).astype(np.int8))
         left = left - parts[-1]
     return parts
+
+
+def _stream(rounds: list[np.ndarray[Any, Any]], groups: int, wide: int) -> np.ndarray[Any, Any]:
+    """Matrices of bytes as [groups of `wide` columns][rounds][quads][columns][4]."""
+    depth, columns = rounds[0].shape
+    packed = np.zeros((len(rounds), -(-depth // 4) * 4, groups * wide), np.int8)
+    for part, matrix in zip(packed, rounds):
+        part[:depth, :columns] = matrix
+    return np.ascontiguousarray(packed.reshape(-1, 4, groups, wide).transpose(2, 0, 3, 1))
 
 
 def _tile(rows: int, columns: int, lanes: int) -> _Tile:

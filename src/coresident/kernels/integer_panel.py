@@ -114,7 +114,7 @@ def split(weights: Array, dot: Dot) -> tuple[Array, Entries]:
     if not dot.held:
         return whole, entries(np.zeros_like(whole)[:, None], dot)
     safe = safe_products(np.clip(whole, dot.low, dot.high))
-    return safe, entries((whole - safe)[:, None], dot)
+    return safe, entries((whole - safe)[:, None], dot, safe=True)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Integer weights as the stream that a kernel reads: entries of an offset and of weights for each row.
 
 Only elements (two or four channels) with a weight that is not zero are in it. Where products are first added
-in 16 bits, what could overflow is split into entries of which each is safe: any activations give the exact
-sum.
+in 16 bits, entries stand in pairs that can't overflow, and after a row's pairs come the *singles*, whose
+products are widened first: any activations give the exact sum.
 """
 
 from __future__ import annotations
@@ -60,16 +60,20 @@ def _grouped(whole: Array, first: Array, shared: int) -> Array:
     return whole[first[:, None] + np.arange(shared)]
 
 
-def entries(grouped: Array, dot: Dot) -> Entries:
+def entries(grouped: Array, dot: Dot, safe: bool = False) -> Entries:
     """The entries of [rows, output channels of one, columns, channels of an element], each of weights that
-    can be multiplied."""
+    can be multiplied.
+
+    Args:
+        safe: each product fits 16 bits, if that is where products are added.
+    """
     shared = grouped.shape[1]
     row, column = np.nonzero((grouped != 0).any(axis=(1, 3)))
     left = grouped[row, :, column]
     found: list[Entries] = []
     while len(row):
         part = np.clip(left, dot.low, dot.high)
-        if dot.held:
+        if dot.held and safe:
             part = safe_products(part)
         found.append(Entries(row, column, part))
         left = left - part
@@ -163,94 +167,210 @@ class Packed:
     """The stream of all rows.
 
     Args:
-        stream: bytes: steps of `depth` offsets, then as many times `shared` quads of weights.
-        rows: [.., 2] int32: the first output channel of a row and its number of steps, in order of that
-            number within each (group, part of the rows).
+        stream: bytes: of each row steps of `depth` offsets, then as many times `shared` quads of weights;
+            then the singles, an offset and a quad each.
+        rows: [.., 3] uint16 or uint32: the first output channel of a row, its numbers of steps and of
+            singles, in order of these numbers within each (group, part of the rows).
         starts: [groups, parts of the rows] int64: where each begins in `stream`.
-        steps: in all.
+        entries: in all.
     """
 
     stream: Array
     rows: Array
     starts: Array
-    steps: int
+    entries: int
 
 
-def step_bytes(depth: int, shared: int, wide: bool) -> int:
-    """Bytes of a step in the stream; `wide` offsets are of 32 bits, others of 16."""
-    return depth * ((4 if wide else 2) + 4 * shared)
-
-
-def pack(
-    weights: Array, taps: tuple[int, ...], span: int, dot: Dot, shared: int, work: Cut, wide: bool
-) -> Packed:
-    """The stream of [groups, outputs, inputs, taps].
+@dataclass(frozen=True)
+class Count:
+    """How long the rows of a stream are, about.
 
     Args:
-        taps, span: packed pixels to each tap and from one element to the next.
+        steps, singles: of all rows.
+        changes: rows whose numbers are not those of the row before.
     """
+
+    steps: float
+    singles: float
+    changes: float
+
+
+@dataclass(frozen=True)
+class Offsets:
+    """How entries say where they read.
+
+    Args:
+        table: of each column the number that stands in its entries.
+        size: bytes of such a number.
+        unit: packed pixels that it counts.
+    """
+
+    table: Array
+    size: int
+    unit: int
+
+    @staticmethod
+    def of(elements: int, taps: tuple[int, ...], span: int) -> Offsets:
+        """For so many elements.
+
+        Args:
+            taps, span: packed pixels to each tap and from one element to the next.
+        """
+        if taps == (0,):
+            return Offsets(np.arange(elements), 1 if elements <= 256 else 2, span)
+        table = (np.arange(elements)[:, None] * span + np.array(taps)[None, :]).reshape(-1)
+        return Offsets(table, 2 if elements * span <= 1 << 16 else 4, 1)
+
+    def step_bytes(self, dot: Dot, shared: int) -> int:
+        """Bytes of a step in the stream."""
+        return dot.depth * ((4 if dot.gathers else 1) * self.size + 4 * shared)
+
+    def single_bytes(self, shared: int) -> int:
+        """Bytes of a single."""
+        return self.size + 4 * shared
+
+
+def pack(weights: Array, offsets: Offsets, dot: Dot, shared: int, work: Cut) -> Packed:
+    """The stream of [groups, outputs, inputs, taps]."""
     streams: list[Array] = []
     rows: list[Array] = []
     starts: list[int] = []
-    at = steps = 0
-    size = step_bytes(dot.depth, shared, wide)
-    total = -(-weights.shape[2] // dot.channels)
-    offsets = (np.arange(total)[:, None] * span + np.array(taps)[None, :]).reshape(-1)
+    at = entries_in_all = 0
     for group in weights:
         whole = elements(group, dot.channels)
         for first, end in map(work.row_range, range(work.row_parts)):
             channels = first_channels(len(whole), shared)[first:end]
             e = entries(_grouped(whole, channels, shared), dot)
-            data, counts = _steps(e, offsets, dot, end - first, wide)
-            order = np.argsort(-counts, kind="stable")
+            make = gathered_entries if dot.gathers else _row_entries
+            data, steps, singles = make(e, offsets, dot, end - first)
+            order = np.lexsort((-singles, -steps))
+            counts = steps * dot.depth + singles
             begins = np.cumsum(counts) - counts
             spread = np.repeat(begins[order] - (np.cumsum(counts[order]) - counts[order]), counts[order])
             streams.append(data[np.arange(len(data)) + spread].reshape(-1))
-            rows.append(np.stack([channels[order], counts[order]], axis=1).astype(np.int32))
+            rows.append(np.stack([channels, steps, singles], axis=1)[order])
             starts.append(at)
             at += data.size
-            steps += len(data)
-    padding = np.zeros(UNROLL * size, np.uint8)
+            entries_in_all += len(data)
+    padding = np.zeros(UNROLL * offsets.step_bytes(dot, shared), np.uint8)
+    every = np.concatenate(rows)
     return Packed(
         np.concatenate([*streams, padding]),
-        np.concatenate(rows),
+        every.astype(np.uint16 if every.max(initial=0) < 1 << 16 else np.uint32),
         np.array(starts, np.int64).reshape(len(weights), -1),
-        steps,
+        entries_in_all,
     )
 
 
-def _steps(e: Entries, offsets: Array, dot: Dot, rows: int, wide: bool) -> tuple[Array, Array]:
-    """The steps of the rows, [steps, bytes] uint8, and how many each row has."""
-    picked = pair(e, rows) if dot.depth == 2 else np.arange(len(e.row))[:, None]
-    lone = picked < 0
-    picked = np.where(lone, picked[:, :1], picked)
-    at = offsets[e.column[picked]].astype(np.uint32 if wide else np.uint16)
-    lanes = np.int8 if dot.channels == 4 else np.int16
-    weights = np.where(lone[:, :, None, None], 0, e.weights[picked]).astype(lanes)
-    parts = [
-        np.ascontiguousarray(at).view(np.uint8).reshape(len(picked), dot.depth * at.itemsize),
-        np.ascontiguousarray(weights).view(np.uint8).reshape(len(picked), dot.depth * 4 * e.weights.shape[1]),
-    ]
-    return np.concatenate(parts, axis=1), np.bincount(e.row[picked[:, 0]], minlength=rows)
+def _paired(e: Entries, dot: Dot, rows: int) -> tuple[Array, Array]:
+    """[steps, depth] indices of the entries that are added together, by row, and those of the singles."""
+    every = np.arange(len(e.row))
+    if not dot.held:
+        return every[:, None], every[:0]
+    fits = np.flatnonzero((_loads(e.weights) <= Dot.BOUND).all(axis=(1, 2)))
+    picked = pair(Entries(e.row[fits], e.column[fits], e.weights[fits]), rows)
+    lone = picked[:, 1] < 0
+    together = fits[picked[~lone]].reshape(-1, 2)
+    alone = np.ones(len(e.row), bool)
+    alone[together] = False
+    return together, np.flatnonzero(alone)
 
 
-def count(weights: Array, dot: Dot, shared: int, sample: int = 64) -> tuple[float, float]:
-    """About how many steps all rows of [outputs, inputs, taps] have, and how often their number changes."""
+def _row_entries(e: Entries, offsets: Offsets, dot: Dot, rows: int) -> tuple[Array, Array, Array]:
+    """The entries of the rows, [entries, bytes] uint8, and how many steps and singles each row has.
+
+    A step's bytes are its offsets and then its weights.
+    """
+    picked, singles = _paired(e, dot, rows)
+    size = offsets.single_bytes(e.weights.shape[1])
+    parts = []
+    for chosen in (picked, singles[:, None]):
+        steps, depth = chosen.shape
+        at = np.ascontiguousarray(offsets.table[e.column[chosen]].astype(f"uint{8 * offsets.size}"))
+        weights = np.ascontiguousarray(e.weights[chosen].astype(np.int8 if dot.channels == 4 else np.int16))
+        whole = np.empty((steps, depth * size), np.uint8)
+        whole[:, : depth * at.itemsize] = at.view(np.uint8)
+        whole[:, depth * at.itemsize :] = weights.view(np.uint8).reshape(steps, depth * (size - at.itemsize))
+        parts.append(whole.reshape(-1, size))
+    row = np.concatenate([e.row[picked].reshape(-1), e.row[singles]])
+    counts = [np.bincount(e.row[i], minlength=rows) for i in (picked[:, 0], singles)]
+    return np.concatenate(parts)[np.argsort(row, kind="stable")], counts[0], counts[1]
+
+
+def fours(e: Entries, dot: Dot, rows: int) -> tuple[Array, Array]:
+    """Entries of one weight, four of a row together, so that neighbours fit 16 bits where they must.
+
+    Positive weights stand beside negative ones, large ones first: these always fit.
+
+    Returns:
+        [fours, 4] indices of entries, by row, and whether the entry is there; else its weight is to be zero.
+    """
+    order = np.lexsort((e.weights[:, 0, 0], e.row))
+    counts = np.bincount(e.row, minlength=rows)
+    begins = np.cumsum(counts) - counts
+    halves = -(-counts // 2)
+    row = np.repeat(np.arange(rows), halves)
+    rank = np.arange(len(row)) - np.repeat(np.cumsum(halves) - halves, halves)
+    low, high = order[begins[row] + rank], order[begins[row] + counts[row] - 1 - rank]
+    both = low != high
+    if dot.held:
+        values = e.weights[:, 0, 0].astype(np.int64)
+        fits = (values[low] * values[high] <= 0) | (np.abs(values[low] + values[high]) <= Dot.BOUND)
+    else:
+        fits = both
+    apart = both & ~fits
+    pairs = np.concatenate([np.stack([low, high], axis=1), np.stack([high, high], axis=1)[apart]])
+    there = np.stack([np.ones(len(pairs), bool), np.concatenate([both & fits, both[apart] & False])], axis=1)
+    of_row = np.concatenate([row, row[apart]])
+    sort = np.argsort(of_row, kind="stable")
+    pairs, there, of_row = pairs[sort], there[sort], of_row[sort]
+    counts = np.bincount(of_row, minlength=rows)
+    wanted = -(-counts // 2)
+    begins = np.cumsum(counts) - counts
+    row = np.repeat(np.arange(rows), wanted)
+    first = begins[row] + 2 * (np.arange(len(row)) - np.repeat(np.cumsum(wanted) - wanted, wanted))
+    alone = first + 1 == begins[row] + counts[row]
+    second = np.where(alone, first, first + 1)
+    return (
+        np.concatenate([pairs[first], pairs[second]], axis=1),
+        np.concatenate([there[first], there[second] & ~alone[:, None]], axis=1),
+    )
+
+
+def gathered_entries(e: Entries, offsets: Offsets, dot: Dot, rows: int) -> tuple[Array, Array, Array]:
+    """What `_row_entries` returns, for entries of one weight: four offsets and four weights a step."""
+    picked, there = fours(e, dot, rows)
+    at = np.ascontiguousarray(offsets.table[e.column[picked]].astype(f"uint{8 * offsets.size}"))
+    weights = np.where(there, e.weights[picked, 0, 0], 0).astype(np.int8)
+    data = np.concatenate([at.view(np.uint8), weights.view(np.uint8)], axis=1)
+    steps = np.bincount(e.row[picked[:, 0]], minlength=rows)
+    return data, steps, np.zeros(rows, np.int64)
+
+
+def count(weights: Array, dot: Dot, shared: int, sample: int = 64) -> Count:
+    """About how long the rows of [outputs, inputs, taps] are."""
     whole = elements(weights, dot.channels)
     first = first_channels(len(whole), shared)
     rows = len(first)
     taken = min(rows, sample)
     e = entries(_grouped(whole, first[np.linspace(0, rows - 1, taken).astype(int)], shared), dot)
-    counts = np.bincount(e.row, minlength=taken).astype(float)
-    if dot.depth == 2:
-        done = pair(e, taken)
-        counts = np.bincount(e.row[done[:, 0]], minlength=taken).astype(float)
-    return float(counts.mean() * rows), min(rows, len(np.unique(counts)) * 1.5)
+    picked, singles = (
+        (fours(e, dot, taken)[0], np.zeros(0, np.int64)) if dot.gathers else _paired(e, dot, taken)
+    )
+    steps, alone = (np.bincount(e.row[i], minlength=taken) for i in (picked[:, 0], singles))
+    kinds = len(np.unique(steps)) + (len(np.unique(alone)) if len(singles) else 0)
+    return Count(
+        float(steps.mean() * rows),
+        float(alone.mean() * rows),
+        min(rows * (2 if len(singles) else 1), kinds * 1.5),
+    )
 
 
 __all__ = [
     "UNROLL",
+    "Count",
     "Entries",
+    "Offsets",
     "Packed",
     "count",
     "elements",
@@ -258,5 +378,4 @@ __all__ = [
     "pack",
     "pair",
     "safe_products",
-    "step_bytes",
 ]

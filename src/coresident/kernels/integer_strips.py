@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -129,7 +130,7 @@ def flat_strips(p: Places, vectors: int, together: int) -> Strips:
     length = -(-length // p.lanes) * p.lanes
     vectors = min(vectors, length // p.lanes)
     width = vectors * p.lanes
-    starts = _starts(length, width)
+    starts = np.minimum(np.arange(0, length, width), length - width)
     taps = [sum(a * s for a, s in zip(position, strides)) for position in p.positions]
     together = _evenly(len(starts), together)
     clusters: list[list[int]] = []
@@ -143,33 +144,34 @@ def flat_strips(p: Places, vectors: int, together: int) -> Strips:
         bases.append(at)
         at += -(-(cluster[-1] - cluster[0] + together * width) // p.lanes) * p.lanes
     offsets = {tap: base + tap - c[0] for base, c in zip(bases, clusters) for tap in c}
-    runs: list[tuple[int, int, int]] = []
-    known: dict[int, tuple[int, int]] = {}
-    strips: list[tuple[int, ...]] = []
-    tiles: list[tuple[int, ...]] = []
-    packed = 0
-    for first in range(0, len(starts), together):
-        end = min(first + together, len(starts))
-        covered = starts[end - 1] + width - starts[first]
-        if covered not in known:
-            begin = len(runs)
-            runs += [(c[0], base, c[-1] - c[0] + covered) for base, c in zip(bases, clusters)]
-            known[covered] = (begin, len(runs))
-        strips.append((*known[covered], first, end, starts[first]))
-        packed += sum(run[2] for run in runs[slice(*known[covered])])
-        tiles += [(start - starts[first], *[start] * (1 + len(p.extras))) for start in starts[first:end]]
+    firsts = np.arange(0, len(starts), together)
+    ends = np.minimum(firsts + together, len(starts))
+    covered = starts[ends - 1] + width - starts[firsts]
+    lengths, which = _in_order(covered)
+    runs = [(c[0], base, c[-1] - c[0] + length) for length in lengths for base, c in zip(bases, clusters)]
+    count = len(clusters)
+    within = starts - starts[np.arange(len(starts)) // together * together]
     return Strips(
         np.array(runs, np.int32),
-        np.array(strips, np.int32),
-        np.array(tiles, np.int32),
+        np.stack([which * count, which * count + count, firsts, ends, starts[firsts]], 1).astype(np.int32),
+        np.stack([within, *[starts] * (1 + len(p.extras))], 1).astype(np.int32),
         tuple(offsets[tap] for tap in taps),
         _odd_lines(at),
         1,
         vectors,
         p.lanes,
         True,
-        packed,
+        sum(c[-1] - c[0] for c in clusters) * len(firsts) + count * int(covered.sum()),
     )
+
+
+def _in_order(values: np.ndarray[Any, Any]) -> tuple[list[int], np.ndarray[Any, Any]]:
+    """The distinct values as they first occur, and of each value which one it is."""
+    distinct, index, inverse = np.unique(values, return_index=True, return_inverse=True)
+    order = np.argsort(index)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return [int(value) for value in distinct[order]], rank[inverse]
 
 
 @dataclass(frozen=True)
@@ -336,44 +338,48 @@ def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
                     found.append((line + first, place, covered + across.extent(column)))
         return found
 
+    # Of one picture's first plane: blocks of rows, then of pieces, in each block its rows, then its tiles.
+    at_row, at_tile = np.divmod(np.arange(height * len(starts)), len(starts))
+    order = np.lexsort((at_tile, at_row, at_tile // pieces, at_row // rows))
+    at_row, at_tile = at_row[order], at_tile[order]
+    begins = np.array(starts)
+    within = (at_row % rows) * pitch + begins[at_tile] - begins[at_tile // pieces * pieces]
+    places = [begins[at_tile] * c[-1] + (at_row * c[-2] if rank > 1 else 0) for c in p.columns]
+    tops, lefts = np.arange(0, height, rows), np.arange(0, len(starts), pieces)
+    counts = np.repeat(np.minimum(rows, height - tops), len(lefts))
+    ends = np.minimum(lefts + pieces, len(starts))
+    covered = np.tile(begins[ends - 1] + width - begins[lefts], len(tops))
+    bases = tops[:, None] * (row_step * row_stride) + begins[lefts] * (p.steps[-1] * strides[-1])
+    tile_ends = np.cumsum(counts * np.tile(ends - lefts, len(tops)))
+    tile_begins = tile_ends - counts * np.tile(ends - lefts, len(tops))
+    kinds, which = _in_order(counts * (int(covered.max()) + 1) + covered)
     runs: list[tuple[int, int, int]] = []
-    known: dict[tuple[int, int], tuple[int, int]] = {}
-    strips: list[tuple[int, ...]] = []
-    tiles: list[tuple[int, ...]] = []
-    packed = 0
-    for index in itertools.product(*map(range, outer_sizes)):
+    bounds = [0]
+    for kind in kinds:
+        runs += listed(*divmod(kind, int(covered.max()) + 1))
+        bounds.append(len(runs))
+    sizes = np.array([sum(run[2] for run in runs[a:b]) for a, b in itertools.pairwise(bounds)])
+    limits = np.array(bounds)
+    strips, tiles = [], []
+    for number, index in enumerate(itertools.product(*map(range, outer_sizes))):
         plane = sum(i * s * t for i, s, t in zip(index, p.steps, strides))
-        for top in range(0, height, rows):
-            count = min(rows, height - top)
-            for first in range(0, len(starts), pieces):
-                end = min(first + pieces, len(starts))
-                left = starts[first]
-                covered = starts[end - 1] + width - left
-                if (count, covered) not in known:
-                    begin = len(runs)
-                    runs += listed(count, covered)
-                    known[count, covered] = (begin, len(runs))
-                base = plane + top * row_step * row_stride + left * p.steps[-1] * strides[-1]
-                begin = len(tiles)
-                for row in range(top, top + count):
-                    place = (*index, row) if rank > 1 else ()
-                    for start in starts[first:end]:
-                        at_all = [sum(a * b for a, b in zip((*place, start), c)) for c in p.columns]
-                        tiles.append(((row - top) * pitch + start - left, *at_all))
-                strips.append((*known[count, covered], begin, len(tiles), base))
-                packed += sum(run[2] for run in runs[slice(*known[count, covered])])
+        shifts = [sum(a * b for a, b in zip(index, c)) for c in p.columns]
+        before = number * len(at_row)
+        of_plane = [limits[which], limits[which + 1], tile_begins + before, tile_ends + before]
+        strips.append(np.stack([*of_plane, bases.ravel() + plane], 1))
+        tiles.append(np.stack([within, *(place + shift for place, shift in zip(places, shifts))], 1))
     rest = columns - (vectors - 1) * p.lanes
     return Strips(
         np.array(runs, np.int32),
-        np.array(strips, np.int32),
-        np.array(tiles, np.int32),
+        np.concatenate(strips).astype(np.int32),
+        np.concatenate(tiles).astype(np.int32),
         taps,
         _odd_lines(at),
         p.steps[-1] * strides[-1],
         vectors,
         min(rest, p.lanes),
         False,
-        packed,
+        int(sizes[which].sum()) * len(strips),
     )
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from math import prod
 
-from onnx import AttributeProto, ModelProto, TensorProto
-
 from coresident.errors import ExternalDataError, InvalidModel
 from coresident.limits import Limits
 from coresident.onnx import messages
+from coresident.onnx.proto import AttributeProto, ModelProto, TensorProto
 from coresident.onnx.tensors import DTYPES
 
 

@@ -8,24 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import onnx
-from onnx import inliner
-
 from coresident.errors import InvalidModel
 from coresident.limits import Limits
+from coresident.onnx import proto
 
 Key = tuple[str, str, str]
 """Domain, name and overload of a function."""
 
 
-def check_size(model: onnx.ModelProto, limits: Limits) -> None:
+def check_size(model: proto.ModelProto, limits: Limits) -> None:
     """Count the nodes that the model expands to.
 
     Raises:
         InvalidModel: more nodes or deeper than the limits allow, two functions of one name, or one that
             calls itself.
     """
-    functions: dict[Key, onnx.FunctionProto] = {}
+    functions: dict[Key, proto.FunctionProto] = {}
     for function in model.functions:
         key = (function.domain, function.name, function.overload)
         if key in functions:
@@ -38,12 +36,15 @@ def check_size(model: onnx.ModelProto, limits: Limits) -> None:
             expanded[key] = _count(function.node, functions, expanded, (key,), limits)
 
 
-def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+def inlined(model: proto.ModelProto) -> proto.ModelProto:
     """The model with calls of its functions replaced by their bodies.
 
     Raises:
         InvalidModel: a function can't be expanded.
     """
+    # Brings the whole package with it, which models without functions do without.
+    from onnx import inliner
+
     try:
         return inliner.inline_local_functions(model)
     except Exception as error:
@@ -52,8 +53,8 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _count(
-    nodes: Iterable[onnx.NodeProto],
-    functions: dict[Key, onnx.FunctionProto],
+    nodes: Iterable[proto.NodeProto],
+    functions: dict[Key, proto.FunctionProto],
     expanded: dict[Key, int],
     path: tuple[Key | str, ...],
     limits: Limits,

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from google.protobuf.message import DecodeError
 
 import coresident.graph.operators  # noqa: F401  (enters the operators in the table)
@@ -25,6 +24,16 @@ from coresident.graph.operators.elementwise import attributes_of
 from coresident.graph.operators.generation import constant_value
 from coresident.limits import DEFAULT, Limits
 from coresident.onnx import bounds, functions, quantized, text
+from coresident.onnx.proto import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SchemaError,
+    TensorShapeProto,
+    ValueInfoProto,
+    get_schema,
+)
 from coresident.onnx.tensors import HALF_BYTES, array_of, dtype_of
 from coresident.onnx.upgrade import NEWEST_OPSET, OLDEST_OPSET, UPGRADES, Rewriter
 
@@ -78,7 +87,7 @@ def content_of(path: Path, limits: Limits) -> bytes:
         raise ResourceError(f"the file can't be read: {error.strerror}") from error
 
 
-def parsed(content: bytes, limits: Limits) -> onnx.ModelProto:
+def parsed(content: bytes, limits: Limits) -> ModelProto:
     """The message in a file's bytes, its names text and its size within bounds.
 
     Raises:
@@ -86,7 +95,7 @@ def parsed(content: bytes, limits: Limits) -> onnx.ModelProto:
     """
     _check_length(len(content), limits)
     try:
-        model = onnx.ModelProto.FromString(content)
+        model = ModelProto.FromString(content)
     except DecodeError as error:
         raise InvalidModel("not an ONNX model, or a truncated one") from error
     if not model.ir_version or not model.HasField("graph") or not (model.graph.node or model.graph.output):
@@ -102,12 +111,12 @@ def _check_length(length: int, limits: Limits) -> None:
         raise InvalidModel(f"a model of {length} bytes; {limits.model_bytes} are allowed")
 
 
-def _model(content: bytes, limits: Limits) -> onnx.ModelProto:
+def _model(content: bytes, limits: Limits) -> ModelProto:
     model = parsed(content, limits)
     return functions.inlined(model) if model.functions else model
 
 
-def _opset(model: onnx.ModelProto) -> int:
+def _opset(model: ModelProto) -> int:
     versions = [int(o.version) for o in model.opset_import if o.domain in STANDARD]
     if not versions:
         raise InvalidModel("the model does not say which opset of the standard domain it needs")
@@ -116,7 +125,7 @@ def _opset(model: onnx.ModelProto) -> int:
     return max(versions)
 
 
-def _graph(model: onnx.ModelProto, directory: Path | None) -> Graph:
+def _graph(model: ModelProto, directory: Path | None) -> Graph:
     opset, graph = _opset(model), model.graph
     _check_supported(graph.node)
     _check_names(graph)
@@ -160,7 +169,7 @@ def _graph(model: onnx.ModelProto, directory: Path | None) -> Graph:
     return Graph(tuple(facts), outputs, tuple(newest), initializers, declared | facts, graph.name, metadata)
 
 
-def _check_supported(nodes: Iterable[onnx.NodeProto]) -> None:
+def _check_supported(nodes: Iterable[NodeProto]) -> None:
     """All operators that are not supported, told at once."""
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
@@ -176,13 +185,13 @@ def _check_supported(nodes: Iterable[onnx.NodeProto]) -> None:
         raise UnsupportedModel(f"operators that are not supported: {listed}", op=some)
 
 
-def _is_known(node: onnx.NodeProto) -> bool:
+def _is_known(node: NodeProto) -> bool:
     if node.domain in STANDARD:
         return any(node.op_type in table for table in (OPERATORS, UPGRADES, quantized.EXPANSIONS))
     return bool(node.domain == quantized.DOMAIN and node.op_type in quantized.SIGNATURES)
 
 
-def _check_names(graph: onnx.GraphProto) -> None:
+def _check_names(graph: GraphProto) -> None:
     if graph.sparse_initializer:
         raise UnsupportedModel(
             f"a sparse initializer {graph.sparse_initializer[0].values.name!r}; only dense ones are supported"
@@ -209,7 +218,7 @@ def _check_names(graph: onnx.GraphProto) -> None:
                 made.add(name)
 
 
-def _input_fact(value: onnx.ValueInfoProto) -> Fact:
+def _input_fact(value: ValueInfoProto) -> Fact:
     what = f"input {value.name!r}"
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
@@ -222,7 +231,7 @@ def _input_fact(value: onnx.ValueInfoProto) -> Fact:
     return Fact(dtype, tuple(_dimension(d, what) for d in value.type.tensor_type.shape.dim))
 
 
-def _declared_facts(values: Iterable[onnx.ValueInfoProto]) -> dict[str, Fact]:
+def _declared_facts(values: Iterable[ValueInfoProto]) -> dict[str, Fact]:
     """Of values whose type and rank are declared, as they are before shapes are bound."""
     facts: dict[str, Fact] = {}
     for value in values:
@@ -234,7 +243,7 @@ def _declared_facts(values: Iterable[onnx.ValueInfoProto]) -> dict[str, Fact]:
     return facts
 
 
-def _dimension(dimension: onnx.TensorShapeProto.Dimension, what: str) -> Dimension:
+def _dimension(dimension: TensorShapeProto.Dimension, what: str) -> Dimension:
     if dimension.WhichOneof("value") != "dim_value":
         return str(dimension.dim_param)
     size = int(dimension.dim_value)
@@ -244,7 +253,7 @@ def _dimension(dimension: onnx.TensorShapeProto.Dimension, what: str) -> Dimensi
     return "" if size == -1 else size
 
 
-def _ranks(graph: onnx.GraphProto) -> dict[str, int]:
+def _ranks(graph: GraphProto) -> dict[str, int]:
     """Numbers of dimensions as the model declares them."""
     return {
         value.name: len(value.type.tensor_type.shape.dim)
@@ -253,7 +262,7 @@ def _ranks(graph: onnx.GraphProto) -> dict[str, int]:
     }
 
 
-def _node(proto: onnx.NodeProto, index: int, opset: int, directory: Path | None) -> Node:
+def _node(proto: NodeProto, index: int, opset: int, directory: Path | None) -> Node:
     name = proto.name or next((o for o in proto.output if o), f"number {index}")
     try:
         attributes: dict[str, Any] = {}
@@ -280,11 +289,11 @@ def _expanded(node: Node, rewriter: Rewriter) -> list[Node]:
     return [node] if expand is None else expand(node, rewriter)
 
 
-def _check_schema(proto: onnx.NodeProto, opset: int) -> None:
+def _check_schema(proto: NodeProto, opset: int) -> None:
     """Numbers of inputs and outputs, names and types of attributes, against the opset's schema."""
     try:
-        schema = onnx.defs.get_schema(proto.op_type, opset, "")
-    except onnx.defs.SchemaError:
+        schema = get_schema(proto.op_type, opset, "")
+    except SchemaError:
         raise InvalidModel(f"opset {opset} has no such operator") from None
     if not schema.min_input <= len(proto.input) <= schema.max_input:
         raise InvalidModel(
@@ -301,7 +310,7 @@ def _check_schema(proto: onnx.NodeProto, opset: int) -> None:
                 f"an attribute {attribute.name!r}; opset {opset} has {', '.join(schema.attributes) or 'none'}"
             )
         if attribute.type != known.type.value:
-            kind = onnx.AttributeProto.AttributeType.Name(attribute.type)
+            kind = AttributeProto.AttributeType.Name(attribute.type)
             raise InvalidModel(f"the attribute {attribute.name!r} is of {kind}, not of {known.type.name}")
     missing = [
         n for n, a in schema.attributes.items() if a.required and n not in {a.name for a in proto.attribute}
@@ -314,10 +323,10 @@ def _between(least: int, most: int) -> str:
     return f"{least}" if least == most else f"{least} or more" if most > 1 << 20 else f"{least} to {most}"
 
 
-def _attribute(attribute: onnx.AttributeProto, directory: Path | None) -> Any:
+def _attribute(attribute: AttributeProto, directory: Path | None) -> Any:
     """An int, a float, a str, a tuple of these, an array; element types as the names of numpy types ("" where
     the operator's own rule holds)."""
-    kind = onnx.AttributeProto.AttributeType
+    kind = AttributeProto.AttributeType
     what = f"the attribute {attribute.name!r}"
     if attribute.ref_attr_name:
         raise InvalidModel(f"{what} refers to a function's, outside of any")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from google.protobuf.message import EncodeError
-from onnx import ModelProto, TensorProto
 
 from coresident.errors import Error, UnsupportedModel
 from coresident.limits import DEFAULT, Limits
 from coresident.onnx import messages, reader
+from coresident.onnx.proto import ModelProto, TensorProto
 from coresident.onnx.references import external_locations
 from coresident.onnx.tensors import external_bytes
 

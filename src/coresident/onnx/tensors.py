@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto
 
 from coresident.errors import ExternalDataError, InvalidModel, UnsupportedModel
 from coresident.onnx import external_data
+from coresident.onnx.proto import TensorProto
 
 Array = np.ndarray[Any, Any]
 

@@ -7,14 +7,16 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from coresident.errors import ResourceError
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 Call = Callable[[], Any]
-_Item = tuple[Future[Any], Call, threading.Semaphore | None]
+_Item: TypeAlias = "tuple[Future[Any], Call, threading.Semaphore | None]"
 """What holds the result, what makes it, and where its place in the queue is given back."""
 
 
@@ -99,6 +101,9 @@ class Requests:
         places = None if threading.current_thread() in self._threads else self._places
         if places is not None:
             places.acquire()
+        # Brings logging with it, which sessions that only `run` do without.
+        from concurrent.futures import Future
+
         future: Future[Any] = Future()
         try:
             with self._lock:

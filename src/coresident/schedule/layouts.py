@@ -19,8 +19,8 @@ from coresident.codegen.target import Target
 from coresident.codegen.types import F32
 from coresident.graph.expression import ELEMENTWISE
 from coresident.graph.graph import Fact, Graph, Node
+from coresident.kernels.families import FAMILIES
 from coresident.kernels.layout import Layout
-from coresident.kernels.lowering import FAMILIES
 
 Halo = tuple[tuple[int, int], ...]
 

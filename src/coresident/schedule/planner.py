@@ -16,7 +16,8 @@ from coresident.codegen.compilation import Compilation
 from coresident.codegen.target import Target
 from coresident.errors import Error, UnsupportedModel
 from coresident.graph.graph import Fact, Graph
-from coresident.kernels import families, movement
+from coresident.kernels import movement
+from coresident.kernels.families import FAMILIES
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Address, Operand, Tensor
 from coresident.runtime import cpu
@@ -24,7 +25,6 @@ from coresident.runtime.memory import Memory
 from coresident.runtime.program import Port, Program, Step, Word
 from coresident.schedule import layouts, memory
 
-FAMILIES = families.FAMILIES
 _LINE = 64
 
 
