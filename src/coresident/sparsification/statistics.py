@@ -11,18 +11,10 @@ import numpy as np
 from coresident.errors import InputError
 from coresident.graph.graph import Graph
 from coresident.graph.operator import Array
-<<<<<<< HEAD:src/coresident/sparsify/statistics.py
-from coresident.sparsify.blas import one_thread
-from coresident.sparsify.execution import activations
-from coresident.sparsify.moments import Moments
-from coresident.sparsify.network import Layer, Problem, problems
-from coresident.sparsify.unfolding import columns, positions
-=======
 from coresident.sparsification.execution import activations
 from coresident.sparsification.moments import Moments
 from coresident.sparsification.network import Layer, Problem, problems
 from coresident.sparsification.unfolding import columns, positions
->>>>>>> main:src/coresident/sparsification/statistics.py
 
 __all__ = ["Batches", "Moments", "Sampler", "collect", "pictures"]
 
