@@ -11,6 +11,7 @@ import numpy as np
 from coresident.errors import InputError
 from coresident.graph.graph import Graph
 from coresident.graph.operator import Array
+from coresident.sparsification.blas import one_thread
 from coresident.sparsification.execution import activations
 from coresident.sparsification.moments import Moments
 from coresident.sparsification.network import Layer, Problem, problems
