@@ -78,14 +78,16 @@ def resolve(
         originals = {layer.name: matrices(layer, dense.initializers[layer.weight]) for layer in group}
         inputs = [layer.input for layer in group]
         for wanted, found in _both(dense, sparse, inputs, batches, threads):
+            with one_thread():
+                for layer in group:
+                    for number, places in enumerate(samplers[layer.name].drawn(found[layer.input].shape)):
+                        x = columns(layer, number, found[layer.input], places)
+                        seen = columns(layer, number, wanted[layer.input], places)
+                        sums[layer.name][number].add(x, originals[layer.name][number] @ seen)
+        with one_thread():
             for layer in group:
-                for number, places in enumerate(samplers[layer.name].drawn(found[layer.input].shape)):
-                    x = columns(layer, number, found[layer.input], places)
-                    y = originals[layer.name][number] @ columns(layer, number, wanted[layer.input], places)
-                    sums[layer.name][number].add(x, y)
-        for layer in group:
-            sparse = _solved(dense, sparse, layer, sums.pop(layer.name))
-            progress.advance(note=layer.name)
+                sparse = _solved(dense, sparse, layer, sums.pop(layer.name))
+                progress.advance(note=layer.name)
     return sparse
 
 
@@ -210,8 +212,7 @@ def _solved(dense: Graph, sparse: Graph, layer: Layer, sums: Sequence[_Pairs]) -
         scale = float(np.diagonal(gram).mean())
         damping = np.float32(DAMPING * scale if scale > 0 else 1)
         gram[np.diag_indices(len(gram))] += damping
-        with one_thread():
-            solution = solve(gram, target + damping * now, now != 0, now)
+        solution = solve(gram, target + damping * now, now != 0, now)
         parts.append(solution)
         shifts.append(y - solution @ x)
     bias = dense.initializers[layer.bias] + _of_channels(layer, shifts)

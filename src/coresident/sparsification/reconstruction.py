@@ -123,9 +123,9 @@ def levels(
     if effort not in EFFORTS:
         raise ValueError(f"effort {effort!r} is none of {', '.join(EFFORTS)}")
     counts = taps or (1,) * len(weights)
-    path = _Path(weights, moments, blocks, pattern, centred, counts, EFFORTS[effort])
     found = []
     with one_thread():
+        path = _Path(weights, moments, blocks, pattern, centred, counts, EFFORTS[effort])
         for sparsity in sparsities:
             path.go_to(sparsity)
             found.append(path.level(sparsity))
@@ -156,7 +156,9 @@ def magnitude(
         _remove(problems, masks, scores, sparsity, 1.0)
         kept = [np.where(mask, p.weights, np.float32(0)) for p, mask in zip(problems, masks)]
         nothing = tuple(np.zeros(len(mask), np.float32) for mask in masks)
-        found.append(Level(sparsity, tuple(masks), tuple(kept), nothing, _error(problems, kept)))
+        with one_thread():
+            error = _error(problems, kept)
+        found.append(Level(sparsity, tuple(masks), tuple(kept), nothing, error))
     return tuple(found)
 
 
@@ -174,9 +176,8 @@ def refit(
             solve(p.damped, p.weights @ p.damped, mask, p.weights)
             for p, mask in zip(problems, masks, strict=True)
         ]
-    sizes = sum(mask.size for mask in masks)
-    sparsity = 1 - sum(int(mask.sum()) for mask in masks) / max(sizes, 1)
-    return _level(problems, masks, solved, sparsity)
+        sparsity = 1 - sum(int(mask.sum()) for mask in masks) / max(sum(mask.size for mask in masks), 1)
+        return _level(problems, masks, solved, sparsity)
 
 
 def _check(sparsities: Sequence[float], pattern: Pattern) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from coresident.errors import InputError
 from coresident.graph.graph import Graph
 from coresident.graph.operator import Array
+from coresident.sparsification.blas import one_thread
 from coresident.sparsification.execution import activations
 from coresident.sparsification.moments import Moments
 from coresident.sparsification.network import Layer, Problem, problems
@@ -63,10 +64,11 @@ def collect(
         sums = {layer.name: [_Sums(layer, i) for i in range(len(problems(layer)))] for layer in group}
         samplers = {layer.name: Sampler(layer, seed, count) for layer in group}
         for values in activations(graph, [layer.input for layer in group], batches(), threads):
-            for layer in group:
-                x = values[layer.input]
-                for number, chosen in enumerate(samplers[layer.name].drawn(x.shape)):
-                    sums[layer.name][number].add(columns(layer, number, x, chosen))
+            with one_thread():
+                for layer in group:
+                    x = values[layer.input]
+                    for number, chosen in enumerate(samplers[layer.name].drawn(x.shape)):
+                        sums[layer.name][number].add(columns(layer, number, x, chosen))
         for layer in group:
             yield layer, tuple(each.moments() for each in sums.pop(layer.name))
 
