@@ -15,9 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 import coresident
 from coresident.errors import InputError, UnsupportedModel
 from coresident.onnx.reader import read
-from coresident.sparsification import search
+from coresident.sparsification import search, speed
 from coresident.sparsification.pipeline import Result, sparsify
-from coresident.sparsification.report import Report
+from coresident.sparsification.report import Latency, Report
 
 Array = np.ndarray[Any, Any]
 CHANNELS, SIZE, CLASSES = 24, 12, 5
@@ -71,18 +71,29 @@ def made(**asked: Any) -> Result:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Timings of its own, kept where the test is, and short ones."""
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Timings of its own, kept where the test is, short ones, and but for one test in this process."""
     monkeypatch.setenv("CORESIDENT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("coresident.sparsification.verification._SECONDS", 0.02)
     monkeypatch.setattr("coresident.sparsification.verification._ROUNDS", 2)
-    monkeypatch.setattr("coresident.sparsification.timing.ROUNDS", 1)
+    monkeypatch.setattr("coresident.sparsification.speed.ROUNDS", 2)
+    monkeypatch.setattr("coresident.sparsification.speed.SECONDS", 0.01)
+    if "elsewhere" not in request.node.name:
+        monkeypatch.setattr("coresident.sparsification.verification.latency", in_this_process)
+
+
+def in_this_process(
+    original: bytes, result: bytes, dense_bytes: bytes | None, feeds: dict[str, Array], threads: int
+) -> tuple[Latency, tuple[str, ...]]:
+    times = speed.latencies({"dense": original, "result": result}, feeds, threads)
+    return Latency(times["dense"], times["result"]), ()
 
 
 @pytest.mark.parametrize(("quantize", "pattern"), [("none", "unstructured"), ("int8", "4block")])
 def test_what_comes_out_runs_elsewhere_and_survives(tmp_path: Path, quantize: str, pattern: str) -> None:
     result = made(sparsity=0.5, quantize=quantize, pattern=pattern, output=tmp_path)
-    assert abs(result.report.target.reached - 0.5) < 0.08
+    # With little effort there are few shares of zeros to put together.
+    assert 0.48 < result.report.target.reached < 0.7
     names = {path.name for path in result.save(tmp_path / "out")}
     assert names >= {"model.onnx", "model.cres", "report.json", "report.md", "preprocessing.json"}
     assert Report.read(tmp_path / "out").record() == json.loads(json.dumps(result.report.record()))

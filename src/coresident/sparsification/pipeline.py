@@ -213,7 +213,7 @@ def _content(model: object, data: object, shapes: Mapping[str, tuple[int, ...]] 
     from coresident.sparsification.training.modules import exported
 
     sizes = shapes or {"input": (1, *data.shape[1:])}  # type: ignore[attr-defined]
-    return exported(model, sizes), type(model).__name__  # type: ignore[arg-type]
+    return exported(model, sizes), type(model).__name__
 
 
 def _compiled(model: bytes, shapes: Mapping[str, tuple[int, ...]], threads: int) -> bytes:
