@@ -12,8 +12,8 @@ from coresident.cli.command import OK, Command, add_json, positive
 from coresident.cli.pictures import add_preprocessing, preprocessing
 from coresident.errors import InputError, ResourceError
 from coresident.graph.graph import Fact
-from coresident.sparsify import data
-from coresident.sparsify.training import Recipe, load, require
+from coresident.sparsification import data
+from coresident.sparsification.training import Recipe, load, require
 from coresident.vision.tensors import Preprocessing
 
 
@@ -90,8 +90,8 @@ def _run(arguments: argparse.Namespace) -> int:
     require()
     import torch
 
-    from coresident.sparsify.training.finetuning import Options, finetune
-    from coresident.sparsify.training.sources import load_model
+    from coresident.sparsification.training.finetuning import Options, finetune
+    from coresident.sparsification.training.sources import load_model
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
