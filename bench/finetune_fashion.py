@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import coresident
-from coresident.sparsify.training import Distil, LearningRate, Prune, Quantise, Recipe, Sparsifier
+from coresident.sparsification.training import Distil, LearningRate, Prune, Quantise, Recipe, Sparsifier
 
 CHANNELS = (24, 48, 96)
 BATCH = 128

@@ -2,9 +2,9 @@
 
     python bench/sparsify.py ASSETS [CASE ...] [--threads N] [--json FILE]
 
-ASSETS holds `models/` and `data/`. Every case is calibrated on some pictures and judged by others. Beside the
-result stands the baseline at the same budget: the smallest weights (or four-blocks) of each layer removed, and,
-where the result is in int8, ONNX Runtime's `quantize_static` with its defaults.
+ASSETS holds `models/` and `data/`. Every case is calibrated on some pictures and judged by others. Beside
+the result stands the baseline at the same budget: the smallest weights (or four-blocks) of each layer are
+removed, and, where the result is in int8, ONNX Runtime's `quantize_static` with its defaults.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from support import print_markdown
 import coresident
 from coresident.onnx.reader import read
 from coresident.onnx.writer import serialize
-from coresident.sparsify import network, reconstruction
-from coresident.sparsify.moments import Moments
+from coresident.sparsification import network, reconstruction
+from coresident.sparsification.moments import Moments
 
 Array = np.ndarray[Any, Any]
 Settings = Mapping[str, Any]

@@ -1,6 +1,6 @@
 """Compare predicted with measured times of pruned networks: `python bench/timing_table.py MODEL.onnx ...`.
 
-Times all layers in some forms (`coresident.sparsify.timing`), lets layers take random forms, and forms
+Times all layers in some forms (`coresident.sparsification.timing`), lets layers take random forms, and forms
 allocated for asked speed-ups with random errors, and runs networks that really are so, in turn with the dense
 one. Zeros stand in random places.
 """
@@ -21,12 +21,12 @@ from coresident.cli.command import positive
 from coresident.graph.graph import Graph
 from coresident.measure.feeds import fixed_shapes, random_feeds
 from coresident.onnx.writer import serialize
-from coresident.sparsify import network, timing
-from coresident.sparsify.allocation import allocate
-from coresident.sparsify.forms import FLOAT_DENSE, INT8_DENSE, Form, Timings
-from coresident.sparsify.quantization import quantize
-from coresident.sparsify.random_zeros import with_random_zeros
-from coresident.sparsify.ranges import ranges
+from coresident.sparsification import network, timing
+from coresident.sparsification.allocation import allocate
+from coresident.sparsification.forms import FLOAT_DENSE, INT8_DENSE, Form, Timings
+from coresident.sparsification.quantization import quantize
+from coresident.sparsification.random_zeros import with_random_zeros
+from coresident.sparsification.ranges import ranges
 
 Array = np.ndarray[Any, Any]
 Choice = Mapping[str, Form]

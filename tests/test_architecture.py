@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import subprocess
 import sys
@@ -35,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "session": {"errors", "limits", "cached_compiler", "ports", "cache", "sizes", "runtime", "source"},
     "vision": {"errors", "runtime"},
     "measure": {"errors", "codegen", "runtime", "vision"},
-    "sparsify": {
+    "sparsification": {
         "errors",
         "limits",
         "graph",
@@ -60,7 +61,7 @@ ALLOWED: dict[str, set[str]] = {
         "session",
         "vision",
         "measure",
-        "sparsify",
+        "sparsification",
     },
 }
 """Room -> the rooms it may import beside itself. `codegen` and `schedule` know of `runtime` only its ABI,
@@ -70,6 +71,7 @@ PLACES = {"llvmlite": {"codegen/llvm.py"}, "onnx": {"onnx/"}}
 """Package -> the only places that import it."""
 
 
+@functools.cache
 def _imports(path: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):

@@ -4,7 +4,7 @@
 
 `--data` holds `images/*.png` (8-bit, grey or colour) and `labels/*.png` (16-bit, 0 background, 1..n nuclei)
 of the same names. A fifth of the pictures, drawn by the seed, is held out and only ever measured on. The
-network is trained dense; then, by this package's own tools (`coresident.sparsify.training`), pruned in
+network is trained dense; then, by this package's own tools (`coresident.sparsification.training`), pruned in
 four-blocks on a cubic schedule while it trains on and learns from the dense one, and at last trained as with
 bytes. Each sparsity sets out from the one before, as it was before it was quantised. Written to `--out`:
 dense.pt and pruned_NN.pt (kept: a second call starts from them), an ONNX file for each sparsity (as float and
@@ -34,13 +34,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import coresident
-from coresident.sparsify.training import Constant, Distil, Prune, Quantise, Recipe, Sparsifier
+from coresident.sparsification.training import Constant, Distil, Prune, Quantise, Recipe, Sparsifier
 from coresident.vision.nuclei import count, crop, overlay, preprocess
 
 CHANNELS = (16, 32, 56, 96)
 CROP = 112
 BATCH = 8
-BATCHES = (500, 180, 100)  # of the dense network, of each pruning, of each quantisation
+BATCHES = (500, 150, 80)  # of the dense network, of each pruning, of each quantisation
 WEIGHT_BITS: Literal[7, 8] = 7  # exact in 16-bit sums, on CPUs without VNNI and in other engines too
 KNOWLEDGE = Distil(0.5, 2.0, "sigmoid")
 Rate = Callable[[float], float]

@@ -26,7 +26,7 @@ from coresident.limits import Limits
 if TYPE_CHECKING:
     from coresident.compiler import compile_file as compile
     from coresident.session import Session
-    from coresident.sparsify.pipeline import sparsify
+    from coresident.sparsification.pipeline import sparsify
 
 __version__ = "0.1.0"
 
@@ -61,7 +61,7 @@ def __getattr__(name: str) -> Any:
 
         return compile_file
     if name == "sparsify":
-        from coresident.sparsify.pipeline import sparsify
+        from coresident.sparsification.pipeline import sparsify
 
         return sparsify
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

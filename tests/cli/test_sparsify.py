@@ -15,7 +15,7 @@ import pytest
 from coresident.cli import report as console
 from coresident.cli.main import main
 from coresident.errors import InputError
-from coresident.sparsify.report import Accuracy, Latency, LayerReport, Machine, Report, Sizes, Target
+from coresident.sparsification.report import Accuracy, Latency, LayerReport, Machine, Report, Sizes, Target
 from coresident.vision.tensors import Preprocessing
 
 REPORT = Report(
@@ -56,7 +56,7 @@ class Pipeline:
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     work = Pipeline()
-    monkeypatch.setitem(sys.modules, "coresident.sparsify.pipeline", work)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "coresident.sparsification.pipeline", work)  # type: ignore[arg-type]
     return work
 
 

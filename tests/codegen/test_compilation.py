@@ -8,7 +8,7 @@ import pytest
 from llvmlite.binding import ffi
 
 from coresident import compiler
-from coresident.codegen import llvm
+from coresident.codegen import compilation, llvm
 from coresident.codegen.builder import Function, kernel, word
 from coresident.codegen.compilation import Compilation
 from coresident.codegen.types import F32
@@ -41,8 +41,15 @@ def compiled(functions: list[Function], threads: int) -> tuple[bytes, ...]:
         return code.objects()
 
 
+@pytest.fixture
+def small_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few lines are a module of their own, so that a little code makes several."""
+    monkeypatch.setattr(compilation, "_MODULE_LINES", 128)
+
+
+@pytest.mark.usefixtures("small_modules")
 def test_objects_do_not_depend_on_the_number_of_threads() -> None:
-    functions = [doubling(index, 80 if index % 3 else 300) for index in range(16)]
+    functions = [doubling(index, 10 if index % 3 else 40) for index in range(16)]
     alone = compiled(functions, 1)
     assert len(alone) > 3, "the modules are to be several"
     assert compiled(functions, 2) == compiled(functions, 5) == alone
@@ -53,10 +60,11 @@ def test_no_functions_make_no_objects() -> None:
     assert compiled([], 3) == ()
 
 
+@pytest.mark.usefixtures("small_modules")
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("place", [0, 3, 7])
 def test_a_function_that_is_not_valid_is_told(threads: int, place: int) -> None:
-    functions = [doubling(index, 300) for index in range(7)]
+    functions = [doubling(index, 40) for index in range(7)]
     functions.insert(place, broken())
     with pytest.raises(TargetError, match="not valid"):
         compiled(functions, threads)

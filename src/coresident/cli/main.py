@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 
 import coresident
-from coresident.cli import analyze, benchmark, compile, demo, doctor, run, sparsify
+from coresident.cli import analyze, benchmark, compile, demo, doctor, finetune, run, sparsify
 from coresident.cli.command import FAILED, INTERRUPTED, Command
 from coresident.cli.report import remark
 from coresident.errors import CoresidentWarning, Error
@@ -23,6 +23,7 @@ COMMANDS: tuple[Command, ...] = (
     benchmark.COMMAND,
     compile.COMMAND,
     sparsify.COMMAND,
+    finetune.COMMAND,
     analyze.COMMAND,
     doctor.COMMAND,
     demo.COMMAND,

@@ -25,8 +25,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from coresident.sparsify.progress import NO_PROGRESS
-from coresident.sparsify.progress import Progress as Stages
+from coresident.sparsification.progress import NO_PROGRESS
+from coresident.sparsification.progress import Progress as Stages
 
 _WIDE = 400
 """Columns at most of a table that does not go to a terminal."""

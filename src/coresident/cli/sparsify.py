@@ -10,8 +10,8 @@ from coresident.cli import report as console
 from coresident.cli.command import OK, PARTLY, Command, add_json, add_threads, positive, shape
 from coresident.cli.pictures import add_preprocessing, preprocessing
 from coresident.errors import ResourceError
-from coresident.sparsify.report import Report
-from coresident.sparsify.report_text import summary
+from coresident.sparsification.report import Report
+from coresident.sparsification.report_text import summary
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _TASKS = ("classifier", "segmenter", "detector", "other")
@@ -153,7 +153,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise ResourceError(f"the folder can't be made: {error.strerror}", file=out) from error
 
-    from coresident.sparsify.pipeline import sparsify
+    from coresident.sparsification.pipeline import sparsify
 
     try:
         with console.stages(arguments.quiet) as progress:

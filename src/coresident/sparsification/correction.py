@@ -1,0 +1,312 @@
+"""What a sparse network's layers still lack beside the dense network's, put right in weights and biases.
+
+Layers are corrected a few at a time, in graph order, each time with what the network as corrected so far
+computes: so later layers make up for what earlier ones still do otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coresident.errors import InputError
+from coresident.graph.graph import Graph
+from coresident.graph.operator import Array
+from coresident.sparsification.blas import one_thread
+from coresident.sparsification.execution import activations
+from coresident.sparsification.masked import solve
+from coresident.sparsification.network import Layer, matrices, problems, weight_of
+from coresident.sparsification.progress import NO_PROGRESS, Progress
+from coresident.sparsification.statistics import Batches, Sampler, pictures
+from coresident.sparsification.unfolding import columns
+
+DAMPING = 0.01
+"""Of a change of the weights, in units of the mean diagonal of H."""
+
+SHRINKAGE = 0.1
+"""How far channels' scales are drawn to 1: the variance, in units of the layer's mean one, that is added to
+the channel's own."""
+
+STAGES = 8
+"""Groups of layers between which the network is compiled again."""
+
+
+def resolve(
+    dense: Graph,
+    sparse: Graph,
+    layers: Sequence[Layer],
+    batches: Batches,
+    *,
+    threads: int | None = None,
+    seed: int = 0,
+    stages: int = STAGES,
+    memory: int = 1 << 30,
+    progress: Progress = NO_PROGRESS,
+) -> Graph:
+    """The sparse network with the weights that are left solved again, for what its layers read in it.
+
+    With x what a layer reads in the sparse network and y what it made, from other inputs, in the dense one,
+    each row of weights w becomes the least-squares fit of y by w x under its mask, bias included; a change of
+    the weights is damped.
+
+    Args:
+        dense: prepared.
+        sparse: the same network with other weights; weights that are zero stay zero.
+        layers: to correct, in graph order; those that share weights or have no bias of their own are passed
+            over.
+        batches: samples.
+        threads: to run the networks on; None for the physical cores.
+        seed: of the choice of positions.
+        stages: groups of layers; one that is later sees what earlier ones have become.
+        memory: bytes of moments at a time; may ask for more stages.
+        progress: told of each layer.
+
+    Raises:
+        InputError: no samples, or activations that are not finite; names the node.
+        ModelError: the network can't be compiled.
+    """
+    chosen = [layer for layer in layers if _is_own(sparse, layer)]
+    if not chosen:
+        return sparse
+    count = pictures(batches)
+    progress.stage("solving again", len(chosen))
+    for group in _stages(chosen, stages, memory):
+        sums = {layer.name: [_Pairs() for _ in problems(layer)] for layer in group}
+        samplers = {layer.name: Sampler(layer, seed, count) for layer in group}
+        originals = {layer.name: matrices(layer, dense.initializers[layer.weight]) for layer in group}
+        inputs = [layer.input for layer in group]
+        for wanted, found in _both(dense, sparse, inputs, batches, threads):
+            with one_thread():
+                for layer in group:
+                    for number, places in enumerate(samplers[layer.name].drawn(found[layer.input].shape)):
+                        x = columns(layer, number, found[layer.input], places)
+                        seen = columns(layer, number, wanted[layer.input], places)
+                        sums[layer.name][number].add(x, originals[layer.name][number] @ seen)
+        with one_thread():
+            for layer in group:
+                sparse = _solved(dense, sparse, layer, sums.pop(layer.name))
+                progress.advance(note=layer.name)
+    return sparse
+
+
+def repair(
+    dense: Graph,
+    now: Graph,
+    layers: Sequence[Layer],
+    batches: Batches,
+    *,
+    threads: int | None = None,
+    stages: int = STAGES,
+    scales: bool = True,
+    progress: Progress = NO_PROGRESS,
+) -> Graph:
+    """The network with the mean of each layer's output channels made that of the dense one.
+
+    Args:
+        dense: prepared.
+        now: the same network with other weights, or quantised (`quantization.quantize`).
+        layers: to correct, in graph order; those without a bias of their own are passed over.
+        batches: samples.
+        threads: to run the networks on; None for the physical cores.
+        stages: groups of layers; one that is later sees what earlier ones have become.
+        scales: whether standard deviations are matched too, drawn towards 1 for channels that vary little:
+            by a factor on the weights. Not where a layer is quantised.
+        progress: told of each layer.
+
+    Raises:
+        InputError: no samples, or activations that are not finite; names the node.
+        ModelError: the network can't be compiled.
+    """
+    chosen = [layer for layer in layers if _bias_of(now, layer) is not None]
+    if not chosen:
+        return now
+    pictures(batches)
+    progress.stage("repairing statistics", len(chosen))
+    for group in _stages(chosen, stages, None):
+        before = {layer.name: _Channels(layer) for layer in group}
+        after = {layer.name: _Channels(layer) for layer in group}
+        for wanted, found in _both(dense, now, [layer.output for layer in group], batches, threads):
+            for layer in group:
+                before[layer.name].add(wanted[layer.output])
+                after[layer.name].add(found[layer.output])
+        for layer in group:
+            now = _repaired(now, layer, before[layer.name], after[layer.name], scales)
+            progress.advance(note=layer.name)
+    return now
+
+
+def _both(
+    dense: Graph, now: Graph, wanted: Sequence[str], batches: Batches, threads: int | None
+) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
+    yield from zip(
+        activations(dense, wanted, batches(), threads),
+        activations(now, wanted, batches(), threads),
+        strict=True,
+    )
+
+
+def _is_own(graph: Graph, layer: Layer) -> bool:
+    read = [name for node in graph.nodes for name in node.inputs]
+    weight = graph.initializers.get(layer.weight)
+    return (
+        weight is not None
+        and weight.dtype == np.float32
+        and read.count(layer.weight) == 1
+        and layer.bias in graph.initializers
+    )
+
+
+def _stages(layers: Sequence[Layer], count: int, memory: int | None) -> list[list[Layer]]:
+    most = -(-len(layers) // max(count, 1))
+    groups: list[list[Layer]] = [[]]
+    held = 0
+    for layer in layers:
+        size = sum(4 * (len(problem.taps) * layer.inputs_in_group) ** 2 for problem in problems(layer))
+        if groups[-1] and (len(groups[-1]) >= most or (memory is not None and held + size > memory)):
+            groups.append([])
+            held = 0
+        groups[-1].append(layer)
+        held += size
+    return groups
+
+
+@dataclass
+class _Pairs:
+    """Moments of what a problem's columns see, x, and of what the rows are to make of it, y."""
+
+    count: int = 0
+    x: Array | float = 0.0
+    y: Array | float = 0.0
+    xx: Array | float = 0.0
+    yx: Array | float = 0.0
+
+    def add(self, x: Array, y: Array) -> None:
+        self.count += x.shape[1]
+        self.x = self.x + x.sum(axis=1, dtype=np.float64)
+        self.y = self.y + y.sum(axis=1, dtype=np.float64)
+        self.xx = self.xx + x @ x.T
+        self.yx = self.yx + y @ x.T
+
+
+def _solved(dense: Graph, sparse: Graph, layer: Layer, sums: Sequence[_Pairs]) -> Graph:
+    weight = sparse.initializers[layer.weight]
+    centred = len({problem.phase for problem in problems(layer)}) == 1
+    parts, shifts = [], []
+    for now, each in zip(matrices(layer, weight), sums, strict=True):
+        if not each.count:
+            parts.append(now)
+            shifts.append(np.zeros(len(now)))
+            continue
+        x, y = np.asarray(each.x) / each.count, np.asarray(each.y) / each.count
+        gram, target = (
+            np.asarray(each.xx) / np.float32(each.count),
+            np.asarray(each.yx) / np.float32(each.count),
+        )
+        if not (np.all(np.isfinite(gram)) and np.all(np.isfinite(target))):
+            raise InputError("the activations around the layer are not finite", node=layer.name, op=layer.op)
+        if centred:
+            gram = gram - np.outer(x, x).astype(np.float32)
+            target = target - np.outer(y, x).astype(np.float32)
+        scale = float(np.diagonal(gram).mean())
+        damping = np.float32(DAMPING * scale if scale > 0 else 1)
+        gram[np.diag_indices(len(gram))] += damping
+        solution = solve(gram, target + damping * now, now != 0, now)
+        parts.append(solution)
+        shifts.append(y - solution @ x)
+    bias = dense.initializers[layer.bias] + _of_channels(layer, shifts)
+    changed = {layer.weight: weight_of(layer, parts, weight), layer.bias: bias.astype(np.float32)}
+    return sparse.with_(initializers={**sparse.initializers, **changed})
+
+
+def _of_channels(layer: Layer, rows: Sequence[Array]) -> Array:
+    """A number for each row of each problem, as one for each output channel: means over the phases."""
+    return np.asarray(np.reshape(rows, (layer.groups, -1, len(rows[0]))).mean(axis=1).ravel())
+
+
+class _Channels:
+    """Mean and variance of the channels of a layer's output."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+        self._count = 0
+        self._first: Array | float = 0.0
+        self._second: Array | float = 0.0
+
+    def add(self, y: Array) -> None:
+        axes = tuple(axis for axis in range(y.ndim) if axis != self._layer.channel_axis)
+        self._count += y.size // max(y.shape[self._layer.channel_axis], 1)
+        self._first = self._first + y.sum(axis=axes, dtype=np.float64)
+        self._second = self._second + np.square(y, dtype=np.float64).sum(axis=axes)
+        if not np.all(np.isfinite(self._first)):
+            raise InputError(
+                "the activations that the layer makes are not finite",
+                node=self._layer.name,
+                op=self._layer.op,
+            )
+
+    @property
+    def mean(self) -> Array:
+        return np.asarray(self._first) / max(self._count, 1)
+
+    @property
+    def variance(self) -> Array:
+        return np.asarray(np.maximum(np.asarray(self._second) / max(self._count, 1) - self.mean**2, 0))
+
+
+def _repaired(graph: Graph, layer: Layer, before: _Channels, after: _Channels, scales: bool) -> Graph:
+    if not scales or not _is_own(graph, layer):
+        return _with_bias(graph, layer, np.ones(layer.channels), before.mean - after.mean)
+    drawn = SHRINKAGE * float(after.variance.mean())
+    divisor = after.variance + drawn
+    scale = np.divide(
+        np.sqrt(before.variance * after.variance) + drawn,
+        divisor,
+        out=np.ones_like(divisor),
+        where=divisor > 0,
+    )
+    weight = graph.initializers[layer.weight]
+    rows = scale.reshape(layer.groups, -1)
+    parts = [
+        part * rows[problem.group][:, None].astype(np.float32)
+        for problem, part in zip(problems(layer), matrices(layer, weight), strict=True)
+    ]
+    scaled = {**graph.initializers, layer.weight: weight_of(layer, parts, weight)}
+    # y = w x + b becomes scale w x + b', with the mean of the dense network.
+    shift = before.mean - scale * after.mean
+    return _with_bias(graph.with_(initializers=scaled), layer, scale, shift)
+
+
+@dataclass(frozen=True)
+class _Bias:
+    """Where a layer's bias is: a constant, and what an integer of it is worth; 1 for floats."""
+
+    name: str
+    scale: Array
+
+
+def _bias_of(graph: Graph, layer: Layer) -> _Bias | None:
+    if not layer.bias:
+        return None
+    makers = graph.producers()
+    for node in graph.nodes:
+        if node.name == layer.name and (maker := makers.get(node.input(2))) is not None:
+            constant = graph.constant(maker.input(0))
+            scale = graph.constant(maker.input(1))
+            if maker.op == "DequantizeLinear" and constant is not None and scale is not None:
+                return _Bias(maker.inputs[0], scale.astype(np.float64))
+    is_read = any(layer.bias in node.inputs for node in graph.nodes)
+    return _Bias(layer.bias, np.ones(1)) if is_read and layer.bias in graph.initializers else None
+
+
+def _with_bias(graph: Graph, layer: Layer, factor: Array, shift: Array) -> Graph:
+    """The bias times a factor plus a shift, both [channels]."""
+    found = _bias_of(graph, layer)
+    assert found is not None, layer.name
+    old = graph.initializers[found.name]
+    new = old * factor + shift / found.scale
+    if np.issubdtype(old.dtype, np.integer):
+        bounds = np.iinfo(old.dtype)
+        new = np.rint(new).clip(bounds.min, bounds.max)
+    return graph.with_(initializers={**graph.initializers, found.name: new.astype(old.dtype)})

@@ -1,0 +1,226 @@
+"""Which layers lose how much: the least loss that reaches what was asked, checked against the clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from coresident.graph.graph import Graph
+from coresident.graph.operator import Array
+from coresident.onnx.writer import serialize
+from coresident.sparsification.allocation import Allocation, allocate, for_sparsity
+from coresident.sparsification.candidates import Family
+from coresident.sparsification.database import Database
+from coresident.sparsification.forms import Form, Timings
+from coresident.sparsification.project import Project
+from coresident.sparsification.samples import Samples
+from coresident.sparsification.speed import latencies
+
+PROBES = 64
+"""Samples that losses are compared on while searching."""
+_PROBE = {"unstructured": 0.8, "4block": 0.6}
+"""Share of zeros at which a layer's effect on the network is measured: about where it will end."""
+_CLOSE = 0.03
+"""A speed that is short of what was asked by less is as asked: timings vary by as much."""
+_CORRECTIONS = 3
+"""How often timings that were too hopeful are corrected by the clock."""
+_TRIES = {"fast": 0, "default": 12, "max": 80}
+"""Other allocations to try, by effort."""
+
+Quantise = Callable[[Graph], Graph]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What each form of each layer is expected to cost.
+
+    Args:
+        family: of the forms.
+        errors: by layer and form, in units of the agreement's loss.
+        base: the loss of the network in the family's dense form.
+    """
+
+    family: Family
+    errors: Mapping[str, Mapping[Form, float]]
+    base: float
+
+
+def probes(project: Project) -> Samples:
+    """Some of the calibration samples."""
+    count = len(project.calibration)
+    step = max(count // PROBES, 1)
+    return project.calibration.subset(range(0, count, step)[:PROBES])
+
+
+def losses(
+    project: Project, family: Family, database: Database, reference: Sequence[Array], base: float
+) -> Losses:
+    """Measure how much the network suffers from each layer alone, and scale the layer's errors by it.
+
+    Args:
+        reference: the dense network's outputs for `probes`.
+        base: loss of the family's dense form.
+    """
+    samples = probes(project)
+    errors: dict[str, dict[Form, float]] = {}
+    project.progress.stage(f"sensitivity of layers ({family.pattern})", len(project.prunable))
+    found: list[float] = []
+    for layer in project.prunable:
+        own = database.errors[family.pattern][layer.name]
+        scale = 1.0
+        if project.settings.effort != "fast" and project.seconds_left > 0:
+            at = min(own, key=lambda s: abs(s - _PROBE[family.pattern]))
+            choice = {layer.name: Form(family.dtype, family.pattern, at)}
+            graph = database.stitched(project.graph, [layer], choice)
+            loss = project.compare(reference, project.outputs(graph, samples)).loss
+            scale = loss / own[at] if own[at] > 0 else 0.0
+            found.append(scale)
+        errors[layer.name] = {family.dense: 0.0} | {
+            Form(family.dtype, family.pattern, s): scale * error for s, error in own.items()
+        }
+        project.progress.advance(note=layer.name)
+    return Losses(family, _floored(errors, found), base)
+
+
+def _floored(
+    errors: Mapping[str, Mapping[Form, float]], scales: Sequence[float]
+) -> dict[str, dict[Form, float]]:
+    """Layers whose effect was too small to measure get a little of the others': they are not free."""
+    least = 0.05 * float(np.median(scales)) if scales else 0.0
+    return {
+        name: {form: error + least * form.sparsity**2 for form, error in forms.items()}
+        for name, forms in errors.items()
+    }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen.
+
+    Args:
+        losses: of the family it is from.
+        allocation: a form for each layer.
+        budget: seconds that it was allocated for.
+    """
+
+    losses: Losses
+    allocation: Allocation
+    budget: float
+
+    @property
+    def expected(self) -> float:
+        """The loss."""
+        return self.losses.base + self.allocation.error
+
+
+def within(found: Sequence[Losses], timings: Timings, budget: float) -> Choice:
+    """The family and allocation of least expected loss that takes no longer than so many seconds; the fastest
+    where none does."""
+    choices = [Choice(each, allocate(each.errors, timings, budget), budget) for each in found]
+    reached = [choice for choice in choices if choice.allocation.feasible]
+    if reached:
+        return min(reached, key=lambda choice: choice.expected)
+    return min(choices, key=lambda choice: choice.allocation.least)
+
+
+def with_sparsity(
+    project: Project, found: Sequence[Losses], sparsity: float, timings: Timings | None
+) -> Choice:
+    """The same for a share of all weights that is to be zero."""
+    sizes = {layer.name: layer.size for layer in project.prunable}
+    choices = [
+        Choice(each, for_sparsity(each.errors, sizes, sparsity, timings=timings), math.inf) for each in found
+    ]
+    return min(choices, key=lambda choice: (not choice.allocation.feasible, choice.expected))
+
+
+def refined(
+    project: Project,
+    choice: Choice,
+    database: Database,
+    timings: Timings,
+    reference: Sequence[Array],
+) -> Choice:
+    """Try other allocations of the same time by the network's real loss, and keep the best.
+
+    Layers' errors do not simply add up. Scaling them at random, a few at a time around the best so far, and
+    allocating anew finds what does better together (SPDY, Frantar and Alistarh 2022).
+    """
+    tries = _TRIES[project.settings.effort]
+    if not tries or not choice.allocation.feasible or math.isinf(choice.budget):
+        return choice
+    rng = np.random.default_rng(project.settings.seed)
+    samples = probes(project)
+
+    def loss(one: Choice) -> float:
+        graph = database.stitched(project.graph, project.prunable, one.allocation.choice)
+        return project.compare(reference, project.outputs(graph, samples)).loss
+
+    project.progress.stage("searching allocations", tries)
+    best, least = choice, loss(choice)
+    seen = {tuple(choice.allocation.choice.items())}
+    scales = dict.fromkeys(choice.losses.errors, 1.0)
+    for number in range(tries):
+        if project.seconds_left < 0:
+            break
+        share = 0.5 * (1 - number / tries)
+        now = {
+            name: scale * float(np.exp(rng.normal())) if rng.random() < max(share, 2 / len(scales)) else scale
+            for name, scale in scales.items()
+        }
+        errors = {
+            name: {form: now[name] * error for form, error in forms.items()}
+            for name, forms in choice.losses.errors.items()
+        }
+        other = replace(choice, allocation=allocate(errors, timings, choice.budget))
+        key = tuple(other.allocation.choice.items())
+        if key not in seen and other.allocation.feasible:
+            seen.add(key)
+            if (found := loss(other)) < least:
+                best, least, scales = other, found, now
+        project.progress.advance(note=f"loss {least:.4g}")
+    return best
+
+
+def at_speed(
+    project: Project,
+    database: Database,
+    wanted: float,
+    choose: Callable[[float], Choice],
+    quantise: Quantise,
+    feeds: Mapping[str, Array],
+) -> tuple[Choice, float]:
+    """A choice that the clock agrees with: where a network built so is slower than its layers' timings say,
+    the budget is tightened by as much.
+
+    Args:
+        wanted: how many times as fast as the dense network.
+        choose: from such a factor to a choice.
+        quantise: makes a network of bytes of one of floats.
+        feeds: of the calls.
+
+    Returns:
+        The choice, and the factor that it was allocated for.
+    """
+    asked = wanted
+    project.progress.stage("checking the speed", 0)
+    best: tuple[float, Choice, float] | None = None
+    for _ in range(_CORRECTIONS):
+        choice = choose(asked)
+        graph = database.stitched(project.graph, project.prunable, choice.allocation.choice)
+        if choice.losses.family.dtype == "int8":
+            graph = quantise(graph)
+        models = {"dense": serialize(project.graph), "choice": serialize(graph)}
+        times = latencies(models, feeds, project.threads)
+        speedup = times["dense"] / times["choice"]
+        project.progress.advance(note=f"{speedup:.2f} times as fast")
+        if best is None or speedup > best[0]:
+            best = speedup, choice, asked
+        if speedup >= wanted * (1 - _CLOSE) or not choice.allocation.feasible:
+            break
+        asked *= wanted / speedup
+    assert best is not None
+    return best[1], best[2]
