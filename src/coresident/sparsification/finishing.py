@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from coresident.graph.graph import Graph
 from coresident.sparsification import correction
+from coresident.sparsification.bias_correction import correct_biases
 from coresident.sparsification.candidates import weight_bits
 from coresident.sparsification.database import Database
 from coresident.sparsification.forms import DType, Form
@@ -71,7 +72,9 @@ def finish(
 def in_bytes(project: Project, graph: Graph, floating: Collection[str]) -> Graph:
     """The network quantised, its biases corrected for what rounding shifts."""
     found = activation_ranges(project, graph)
-    return _repaired(project, quantize(graph, found, skip=floating, weight_bits=weight_bits()))
+    quantised = quantize(graph, found, skip=floating, weight_bits=weight_bits())
+    project.progress.stage("correcting biases", 0)
+    return correct_biases(graph, quantised, project.calibration.batches, threads=project.threads)
 
 
 def _repaired(project: Project, graph: Graph) -> Graph:
