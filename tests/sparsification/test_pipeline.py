@@ -101,7 +101,7 @@ def test_what_comes_out_runs_elsewhere_and_survives(tmp_path: Path, quantize: st
     theirs = onnxruntime.InferenceSession(result.model, providers=["CPUExecutionProvider"]).run(
         None, {"x": x}
     )
-    with coresident.Session(tmp_path / "out" / "model.onnx", threads=1) as session:
+    with coresident.Session(tmp_path / "out" / "model.onnx", threads=1, background=False) as session:
         (ours,) = session.run(None, {"x": x})
         (single,) = session.run(None, {"x": x[:1]})
     with coresident.Session(tmp_path / "out" / "model.cres", threads=1) as session:
