@@ -28,7 +28,7 @@ from coresident.sparsification.training import Distil, LearningRate, Prune, Quan
 
 CHANNELS = (24, 48, 96)
 BATCH = 128
-EPOCHS = 5
+EPOCHS, PRUNING, QUANTISING = 5, 3.0, 1.0
 AXES = {"image": {0: "batch"}, "logits": {0: "batch"}}
 Data = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -140,12 +140,12 @@ def sparsify(
     The network is left as it was before it was quantised.
     """
     first, last = sparsity
-    pruning = 1.25 if first == 0 else 0.75
+    pruning = PRUNING if first == 0 else PRUNING / 2
     recipe = Recipe(
-        pruning + 0.75,
+        pruning + QUANTISING,
         (
-            Prune(last, 0.0, pruning - 0.25, initial=first, every=0.04),
-            Quantise(pruning, pruning + 0.35, pruning + 0.35, weight_bits=7),
+            Prune(last, 0.0, pruning / 2, initial=first, every=0.04),
+            Quantise(pruning, pruning + QUANTISING / 2, pruning + QUANTISING / 2, weight_bits=7),
             Distil(0.5, 2.0),
             LearningRate(0.05, 0.0005, curve="cosine"),
         ),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -95,7 +96,9 @@ def figures(experiment: Experiment, assets: Path, threads: int | None) -> dict[s
     """Everything measured of one experiment."""
     case = experiment.load(assets)
     start = time.monotonic()
-    result = coresident.sparsify(case.model, case.calibration, threads=threads, **experiment.settings)
+    result = coresident.sparsify(
+        case.model, case.calibration, threads=threads, progress=Stages(), **experiment.settings
+    )
     minutes = (time.monotonic() - start) / 60
     dense = _judged(case, case.model.read_bytes(), threads)
     ours = _judged(case, result.model, threads)
@@ -114,6 +117,19 @@ def figures(experiment: Experiment, assets: Path, threads: int | None) -> dict[s
         "sparsity": result.report.target.reached,
         "minutes": minutes,
     }
+
+
+class Stages:
+    """Tells on the standard error when each stage began."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def stage(self, name: str, total: int) -> None:
+        print(f"{time.monotonic() - self._start:7.1f} s  {name}", file=sys.stderr, flush=True)
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        pass
 
 
 def row(name: str, found: Mapping[str, Any]) -> list[str]:
@@ -139,8 +155,8 @@ def _judged(case: real.Case, model: bytes, threads: int | None) -> real.Score:
 
 def baseline(case: real.Case, settings: Settings) -> bytes:
     """Magnitude pruning, the same share of every layer, and ONNX Runtime's quantiser."""
-    graph = network.prepare(read(case.model))
     shapes = {name: array.shape for name, array in case.calibration[0].items()}
+    graph = network.prepare(read(case.model), shapes)
     initializers = dict(graph.initializers)
     for layer in network.layers(graph, shapes):
         if not layer.prunable or not settings["sparsity"]:

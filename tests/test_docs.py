@@ -134,4 +134,5 @@ def test_exit_codes_and_verbs_are_those_of_the_command_line() -> None:
 
 def test_the_package_holds_what_the_demo_needs() -> None:
     data = importlib.resources.files(coresident) / "demo_data"
-    assert {"nuclei.onnx", "truth.json", "SOURCE.md"} <= {file.name for file in data.iterdir()}
+    wanted = {"nuclei.onnx", "nuclei_dense.onnx", "truth.json", "SOURCE.md"}
+    assert wanted <= {file.name for file in data.iterdir()}

@@ -230,7 +230,7 @@ def test_sizes_beyond_all_memory() -> None:
 @pytest.mark.parametrize("sizes", [[1 << 62], [1 << 32, 1 << 32], [0, 1 << 62]], ids=str)
 def test_sizes_beyond_all_addresses(sizes: list[int]) -> None:
     content = model(node("Expand", "x", "n"), inputs={"x": ones(1)}, n=np.array(sizes))
-    with pytest.raises(ResourceError, match="'y' has more bytes than addresses"):
+    with pytest.raises(ResourceError, match="'y' needs more bytes of memory than addresses"):
         Session(content, threads=1)
 
 

@@ -8,7 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from onnx import TensorProto, numpy_helper
 
 from coresident.cli import demo, roofline
 from coresident.cli.main import main
@@ -164,9 +166,25 @@ def test_demo(
     record = _json(capsys, "demo", "--threads", "1", "--output", sheet, "--json")
     assert [picture["name"] for picture in record["pictures"]] == sorted(samples)
     assert abs(record["found"] - record["truth"]) <= 0.15 * record["truth"]
-    assert record["max_error"] < 1e-4
-    assert set(record["median_ms"]) == {"coresident", "coresident-dense", "onnxruntime"}
+    # A tie rounded the other way moves a byte by one, and what follows by as much.
+    assert record["max_error"] < 0.1
+    assert set(record["median_ms"]) == {"coresident", "dense", "onnxruntime", "onnxruntime_dense"}
+    assert abs(record["found_dense"] - record["truth"]) <= 0.15 * record["truth"]
     assert images.read_picture(sheet).ndim == 3
+
+
+def test_the_demos_network_is_sparse_and_of_bytes() -> None:
+    with importlib.resources.as_file(importlib.resources.files("coresident") / "demo_data") as data:
+        weights = [
+            numpy_helper.to_array(tensor)
+            for node in onnx.load(data / "nuclei.onnx").graph.node
+            if node.op_type == "Constant"
+            for tensor in [node.attribute[0].t]
+            if tensor.data_type == TensorProto.INT8 and len(tensor.dims) == 4
+        ]
+    assert len(weights) == 18
+    zeros = sum(int((weight == 0).sum()) for weight in weights[1:-1])
+    assert zeros >= 0.85 * sum(weight.size for weight in weights[1:-1])
 
 
 def test_demo_checks_its_output_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

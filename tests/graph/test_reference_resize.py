@@ -101,9 +101,9 @@ def test_one_and_three_dimensions() -> None:
 
 def test_a_huge_size_is_not_tabulated_while_shapes_are_inferred() -> None:
     node = Node("Resize", ("x", "", "", "s"), ("y",), {"mode": "cubic"}, "n")
-    constants = {"s": np.array([1, 2, 2**40, 2**40])}
+    constants = {"s": np.array([1, 2, 2**40, 2**18])}
     graph = infer(Graph(("x",), ("y",), (node,), constants, {"x": Fact(np.dtype(np.float32), (1, 2, 5, 6))}))
-    assert graph.facts["y"].shape == (1, 2, 2**40, 2**40)
+    assert graph.facts["y"].shape == (1, 2, 2**40, 2**18)
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,9 @@ def infer(graph: Graph) -> Graph:
 def _check_addressable(name: str, fact: Fact) -> None:
     """What numpy and 64-bit offsets can count; whether there is so much memory is asked later."""
     if prod(max(size, 1) for size in fact.sizes) * fact.dtype.itemsize >= 1 << 63:
-        raise ResourceError(f"the value {name!r} has more bytes than addresses can tell", shape=fact.shape)
+        raise ResourceError(
+            f"the value {name!r} needs more bytes of memory than addresses can tell", shape=fact.shape
+        )
 
 
 def inputs_to_bind(graph: Graph) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from coresident.codegen.builder import Function
 from coresident.codegen.math import CodeMath, Typed, typed_constant
 from coresident.codegen.types import I32
 from coresident.graph.expression import ELEMENTWISE, Apply, Expression
+from coresident.kernels import byte_sums
+from coresident.kernels.byte_sums import Dequantised
 
 _ROUNDED = 2.0**22
 """Quotients below this are rounded to integers exactly, by any way of doing it."""
@@ -32,11 +35,14 @@ class Ranged:
         typed: the value; for a byte that is still `rounded`, a float.
         bound: of its magnitude; infinite where unknown.
         rounded: (zero point, dtype) of a byte that is held as the rounded quotient, zero point left out.
+        terms: where it is a sum of bytes that were dequantised with constants: floats that hold whole
+            numbers, and what each stands for.
     """
 
     typed: Typed
     bound: float
     rounded: tuple[int, str] | None = None
+    terms: tuple[tuple[Typed, Dequantised], ...] = ()
 
 
 def known(typed: Typed) -> Ranged:
@@ -77,7 +83,20 @@ def _step(f: Function, step: Apply, arguments: Sequence[Ranged], quotient: bool)
             return found
     typed = [_plain(f, a) for a in arguments]
     result: Typed = ELEMENTWISE[step.op](CodeMath(f), *typed, **dict(step.attributes))
-    return Ranged(result, _bound(step, arguments))
+    return Ranged(result, _bound(step, arguments), terms=_terms(f, step, arguments))
+
+
+def _terms(f: Function, step: Apply, arguments: Sequence[Ranged]) -> tuple[tuple[Typed, Dequantised], ...]:
+    if step.op == "Add":
+        return (*arguments[0].terms, *arguments[1].terms) if all(a.terms for a in arguments) else ()
+    if step.op != "DequantizeLinear" or np.dtype(arguments[0].typed.dtype).itemsize != 1:
+        return ()
+    x, scale, point = (a.typed for a in arguments)
+    if scale.number is None or point.number is None or scale.dtype != "float32":
+        return ()
+    limits = np.iinfo(x.dtype)
+    meaning = Dequantised(int(limits.min), int(limits.max), -int(point.number), float(scale.number))
+    return ((CodeMath(f).cast(x, "float32"), meaning),)
 
 
 def _bound(step: Apply, arguments: Sequence[Ranged]) -> float:
@@ -106,8 +125,8 @@ def _quantised(f: Function, arguments: Sequence[Ranged], quotient: bool) -> Rang
         return None
     if x.rounded is not None or not 2.0**-90 < number < 2.0**90 or not x.bound / number < 2.0**30:
         return None
-    value = _divided(f, x.typed, number)
-    dtype, kind = np.dtype(point.typed.dtype), I32.by(value.value.type.lanes)
+    dtype, kind = np.dtype(point.typed.dtype), I32.by(x.typed.value.type.lanes)
+    value = _summed(f, x, number, int(offset), dtype) or _divided(f, x.typed, number)
     if quotient:
         name = f"llvm.lrint.{kind.suffix}.{value.value.type.suffix}"
         return Ranged(
@@ -120,6 +139,21 @@ def _quantised(f: Function, arguments: Sequence[Ranged], quotient: bool) -> Rang
     if x.bound / number >= high:
         value = m.minimum(value, m.constant(high, value))
     return Ranged(m.round_even(value), max(abs(low), abs(high)), (int(offset), dtype.name))
+
+
+def _summed(f: Function, x: Ranged, scale: float, point: int, dtype: np.dtype[Any]) -> Typed | None:
+    """A number that rounds to the quotient, where there is a shorter way to one from the bytes that x is a
+    sum of."""
+    limits = np.iinfo(dtype)
+    meanings = tuple(meaning for _, meaning in x.terms)
+    found = byte_sums.weights(meanings, scale, int(limits.min) - point, int(limits.max) - point)
+    if found is None:
+        return None
+    (first, second), constant = found
+    one, other = (typed for typed, _ in x.terms)
+    kind = one.value.type
+    inner = f.fma(other.value, f.constant(second, kind), f.constant(constant, kind))
+    return Typed(f.fma(one.value, f.constant(first, kind), inner), "float32")
 
 
 def _divided(f: Function, x: Typed, scale: float) -> Typed:
@@ -145,7 +179,10 @@ def _dequantised(f: Function, arguments: Sequence[Ranged]) -> Ranged | None:
     moved = x.rounded[0] - int(point.typed.number)
     value = x.typed + m.constant(float(moved), x.typed) if moved else x.typed
     bound = (x.bound + abs(moved)) * abs(scale.typed.number)
-    return Ranged(value * m.constant(scale.typed.number, value), bound)
+    limits = np.iinfo(np.dtype(x.rounded[1]))
+    low, high = int(limits.min) - x.rounded[0], int(limits.max) - x.rounded[0]
+    meaning = Dequantised(low, high, moved, float(scale.typed.number))
+    return Ranged(value * m.constant(scale.typed.number, value), bound, terms=((x.typed, meaning),))
 
 
 def _plain(f: Function, value: Ranged) -> Typed:

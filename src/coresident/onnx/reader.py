@@ -23,7 +23,7 @@ from coresident.graph.operator import OPERATORS
 from coresident.graph.operators.elementwise import attributes_of
 from coresident.graph.operators.generation import constant_value
 from coresident.limits import DEFAULT, Limits
-from coresident.onnx import bounds, functions, quantized, text
+from coresident.onnx import bounds, branches, functions, quantized, text
 from coresident.onnx.proto import (
     AttributeProto,
     GraphProto,
@@ -127,6 +127,7 @@ def _opset(model: ModelProto) -> int:
 
 def _graph(model: ModelProto, directory: Path | None) -> Graph:
     opset, graph = _opset(model), model.graph
+    branches.choose(graph)
     _check_supported(graph.node)
     _check_names(graph)
     initializers = {t.name: array_of(t, directory, f"initializer {t.name!r}") for t in graph.initializer}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,19 +24,16 @@ def place(buffers: Sequence[Lifetime]) -> tuple[list[int], int]:
     (Pisarchyk and Lee, "Efficient memory management for deep neural net inference", 2020: greedy by size.)
     """
     offsets = [0] * len(buffers)
-    placed: list[int] = []
+    placed: list[tuple[int, int, int, int]] = []
     for i in sorted(range(len(buffers)), key=lambda i: (-buffers[i].size, i)):
-        mine = buffers[i]
-        taken = sorted(
-            (offsets[j], offsets[j] + buffers[j].size)
-            for j in placed
-            if buffers[j].first <= mine.last and mine.first <= buffers[j].last
-        )
+        size, first, last = buffers[i].size, buffers[i].first, buffers[i].last
         at = 0
-        for start, end in taken:
-            if at + mine.size <= start:
+        for start, end, from_, to in placed:  # in the order of their places
+            if from_ > last or first > to:
+                continue
+            if at + size <= start:
                 break
             at = max(at, -(-end // ALIGNMENT) * ALIGNMENT)
         offsets[i] = at
-        placed.append(i)
+        bisect.insort(placed, (at, at + size, first, last))
     return offsets, max((o + b.size for o, b in zip(offsets, buffers)), default=0)

@@ -124,17 +124,24 @@ def repair(
         return now
     pictures(batches)
     progress.stage("repairing statistics", len(chosen))
+    before = _channels(dense, chosen, batches, threads)
     for group in _stages(chosen, stages, None):
-        before = {layer.name: _Channels(layer) for layer in group}
-        after = {layer.name: _Channels(layer) for layer in group}
-        for wanted, found in _both(dense, now, [layer.output for layer in group], batches, threads):
-            for layer in group:
-                before[layer.name].add(wanted[layer.output])
-                after[layer.name].add(found[layer.output])
+        after = _channels(now, group, batches, threads)
         for layer in group:
             now = _repaired(now, layer, before[layer.name], after[layer.name], scales)
             progress.advance(note=layer.name)
     return now
+
+
+def _channels(
+    graph: Graph, layers: Sequence[Layer], batches: Batches, threads: int | None
+) -> dict[str, _Channels]:
+    """Statistics of the layers' outputs over the samples."""
+    found = {layer.name: _Channels(layer) for layer in layers}
+    for values in activations(graph, [layer.output for layer in layers], batches(), threads):
+        for layer in layers:
+            found[layer.name].add(values[layer.output])
+    return found
 
 
 def _both(
@@ -239,7 +246,7 @@ class _Channels:
         axes = tuple(axis for axis in range(y.ndim) if axis != self._layer.channel_axis)
         self._count += y.size // max(y.shape[self._layer.channel_axis], 1)
         self._first = self._first + y.sum(axis=axes, dtype=np.float64)
-        self._second = self._second + np.square(y, dtype=np.float64).sum(axis=axes)
+        self._second = self._second + np.square(y).sum(axis=axes, dtype=np.float64)
         if not np.all(np.isfinite(self._first)):
             raise InputError(
                 "the activations that the layer makes are not finite",

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from coresident.graph.graph import Graph
+from coresident.graph.operator import Array
 from coresident.sparsification import correction
+from coresident.sparsification.agreement import Agreement
+from coresident.sparsification.bias_correction import correct_biases
 from coresident.sparsification.candidates import weight_bits
 from coresident.sparsification.database import Database
 from coresident.sparsification.forms import DType, Form
 from coresident.sparsification.project import Project
 from coresident.sparsification.quantization import quantize
 from coresident.sparsification.ranges import Range, ranges
+from coresident.sparsification.samples import Samples
+from coresident.sparsification.sensitivity import keep_worst, sensitivity
+
+COSTLY = 0.03
+"""Share of the decisions on the probes that bytes may change without layers being kept in floats for it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,8 @@ def finish(
     choice: Mapping[str, Form],
     dtype: DType,
     floating: Collection[str],
+    probes: Samples,
+    reference: Sequence[Array],
 ) -> Finished:
     """Build the network that was chosen.
 
@@ -49,6 +59,8 @@ def finish(
         choice: by layer.
         dtype: of its products.
         floating: names of nodes that stay in float where the others become bytes.
+        probes: samples by which what bytes cost is judged.
+        reference: the dense network's outputs for them.
     """
     sparse = database.stitched(project.graph, project.prunable, choice)
     pruned = [layer for layer in project.prunable if layer.name in choice and choice[layer.name].sparsity]
@@ -62,24 +74,54 @@ def finish(
             seed=project.settings.seed,
             progress=project.progress,
         )
-        sparse = _repaired(project, sparse)
+        sparse = correction.repair(
+            project.graph,
+            sparse,
+            project.layers,
+            project.calibration.batches,
+            threads=project.threads,
+            progress=project.progress,
+        )
     if dtype == "float32":
         return Finished(sparse, sparse, {})
-    return Finished(sparse, in_bytes(project, sparse, floating), {})
+    return _in_bytes(project, sparse, floating, probes, reference)
 
 
-def in_bytes(project: Project, graph: Graph, floating: Collection[str]) -> Graph:
-    """The network quantised, its biases corrected for what rounding shifts."""
-    found = activation_ranges(project, graph)
-    return _repaired(project, quantize(graph, found, skip=floating, weight_bits=weight_bits()))
+def _in_bytes(
+    project: Project, sparse: Graph, floating: Collection[str], probes: Samples, reference: Sequence[Array]
+) -> Finished:
+    """The network quantised, its biases corrected for what rounding shifts; where that costs many decisions,
+    the layers that cost most stay in floats."""
 
+    def judged(graph: Graph) -> Agreement:
+        return project.compare(reference, project.outputs(graph, probes))
 
-def _repaired(project: Project, graph: Graph) -> Graph:
-    return correction.repair(
-        project.graph,
-        graph,
-        project.layers,
-        project.calibration.batches,
-        threads=project.threads,
-        progress=project.progress,
-    )
+    found = activation_ranges(project, sparse)
+    bits = weight_bits()
+    quantised = quantize(sparse, found, skip=floating, weight_bits=bits)
+    kept: tuple[str, ...] = ()
+    if project.settings.effort != "fast" and project.seconds_left > 0:
+        exact, rounded = judged(sparse), judged(quantised)
+        if exact.share - rounded.share > COSTLY:
+            order = sensitivity(
+                sparse,
+                found,
+                lambda graph: judged(graph).loss,
+                skip=floating,
+                weight_bits=bits,
+                progress=project.progress,
+            )
+            most = (exact.loss + rounded.loss) / 2
+            chosen = keep_worst(
+                sparse,
+                found,
+                order,
+                lambda graph: judged(graph).loss,
+                most,
+                skip=floating,
+                weight_bits=bits,
+                progress=project.progress,
+            )
+            quantised, kept = chosen.graph, chosen.floating
+    corrected = correct_biases(sparse, quantised, project.calibration.batches, threads=project.threads)
+    return Finished(sparse, corrected, dict.fromkeys(kept, "its bytes cost too many decisions"))

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import coresident
 from coresident.compiler import compile_file
 from coresident.errors import InputError
@@ -107,13 +109,12 @@ def sparsify(
     """Make a trained network faster on this CPU, without labels or training, and show what that cost.
 
     Args:
-        model: path or content of an ONNX model of floats, or a `torch.nn.Module` in the shape that it is
-            called in.
+        model: path or content of an ONNX model of floats, or a `torch.nn.Module`.
         data: samples such as the network will see; whatever `data.read` takes.
         target_speedup, latency_ms, sparsity, max_drop: see `Settings`, as for all that follow up to `task`.
         preprocessing: of pictures.
         labels: of the samples, to show accuracy beside agreement; whatever `data.read` takes.
-        shapes: sizes of inputs that the model leaves open, for one sample.
+        shapes: sizes of inputs that the model leaves open, for one sample; of all arguments of a module.
         limit: samples at most.
         output: folder for what an interrupted run goes on from; None keeps it in a temporary one.
         progress: is told what happens.
@@ -143,7 +144,7 @@ def sparsify(
         task=task,
     )
     started = time.monotonic()
-    content, name = _content(model)
+    content, name = _content(model, data, shapes)
     original = read(content)
     samples = read_samples(
         data, inputs_of(original, shapes), preprocessing, labels, limit=limit, seed=seed, progress=progress
@@ -194,13 +195,25 @@ def sparsify(
     return Result(onnx, artifact, report, samples.preprocessing.record())
 
 
-def _content(model: object) -> tuple[bytes, str]:
+def _content(model: object, data: object, shapes: Mapping[str, tuple[int, ...]] | None) -> tuple[bytes, str]:
     """An ONNX model's bytes, self-contained, and what to call it."""
     if isinstance(model, bytes):
         return model, "model"
     if isinstance(model, str | os.PathLike):
         return self_contained(Path(model)), Path(model).name
-    raise InputError(f"a {type(model).__name__} is no model; the path or content of an ONNX file is")
+    if not (callable(model) and hasattr(model, "state_dict")):
+        raise InputError(
+            f"a {type(model).__name__} is no model; path or content of an ONNX file, or a torch.nn.Module, is"
+        )
+    if not shapes and not isinstance(data, np.ndarray):
+        raise InputError('a module does not say what it takes: give shapes={"input": (1, 3, 224, 224)}, say')
+    from coresident.sparsification.training import require
+
+    require()
+    from coresident.sparsification.training.modules import exported
+
+    sizes = shapes or {"input": (1, *data.shape[1:])}  # type: ignore[attr-defined]
+    return exported(model, sizes), type(model).__name__
 
 
 def _compiled(model: bytes, shapes: Mapping[str, tuple[int, ...]], threads: int) -> bytes:

@@ -56,7 +56,7 @@ class Run:
     def made(self) -> Made:
         """The network that does what was asked, or comes nearest."""
         kind, value = self._project.settings.target
-        if not self._project.prunable:
+        if not self._project.prunable or (kind == "sparsity" and not value):
             return self._finished(self._without_zeros())
         if kind == "max_drop":
             return self._fastest_within(value)
@@ -126,7 +126,7 @@ class Run:
         return search.losses(self._project, family, self._database, self._reference, base)
 
     def _without_zeros(self) -> Choice:
-        """Of a network whose layers can't lose weights."""
+        """Of a network whose layers can't, or needn't, lose weights."""
         by_bytes = self.dense_in_bytes is not None and (
             self._project.settings.quantize == "int8"
             or self._timings.measured[INT8_DENSE] < self._timings.measured[FLOAT_DENSE]
@@ -172,7 +172,15 @@ class Run:
 
     def _finished(self, choice: Choice) -> Made:
         dtype = choice.losses.family.dtype
-        made = finish(self._project, self._database, choice.allocation.choice, dtype, self._floating)
+        made = finish(
+            self._project,
+            self._database,
+            choice.allocation.choice,
+            dtype,
+            self._floating,
+            search.probes(self._project),
+            self._reference,
+        )
         outputs = self._project.outputs(made.graph, self._project.held_out)
         return Made(made.graph, choice, self._project.compare(self.held_out, outputs), outputs, made.floating)
 

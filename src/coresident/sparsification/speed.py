@@ -21,8 +21,8 @@ def latencies(
     feeds: Mapping[str, Array],
     threads: int | None,
     *,
-    rounds: int = ROUNDS,
-    seconds: float = SECONDS,
+    rounds: int | None = None,
+    seconds: float | None = None,
 ) -> dict[str, float]:
     """Seconds of a call of each network: the median over rounds of each round's median.
 
@@ -31,9 +31,10 @@ def latencies(
             with: their ratio to it in the same round counts, since what else a machine does comes in phases.
         feeds: of every call.
         threads: None for the physical cores that this process may use.
-        rounds: how often each has its turn.
-        seconds: of a turn, at least three calls.
+        rounds: how often each has its turn; None for `ROUNDS`.
+        seconds: of a turn, at least three calls; None for `SECONDS`.
     """
+    length = SECONDS if seconds is None else seconds
     with contextlib.ExitStack() as stack:
         sessions = {
             name: stack.enter_context(Session(model, threads, cache=False, background=False))
@@ -42,7 +43,10 @@ def latencies(
         for session in sessions.values():
             session.run(None, feeds)
         medians = np.array(
-            [[_turn(session, feeds, seconds) for session in sessions.values()] for _ in range(rounds)]
+            [
+                [_turn(session, feeds, length) for session in sessions.values()]
+                for _ in range(rounds or ROUNDS)
+            ]
         )
     first = float(np.median(medians[:, 0]))
     ratios = np.median(medians / medians[:, :1], axis=0)

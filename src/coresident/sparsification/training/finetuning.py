@@ -95,17 +95,16 @@ def finetune(
         nesterov=True,
         weight_decay=options.decay,
     )
-    figures: dict[str, Any] = {}
     begin = 0
+    if state is None:
+        dense = judge(model, held_out, options.batch)
+        figures: dict[str, Any] = {"dense": dense, "pruned": dense}
     with Sparsifier.attach(model, optimizer, steps, recipe, example=first.images) as sparsifier:
         if state is not None:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             sparsifier.load_state_dict(state["sparsifier"])
             figures, begin = state["figures"], state["epoch"]
-        else:
-            dense = sparsifier.teacher or model
-            figures["dense"] = figures["pruned"] = judge(dense, held_out, options.batch)
         for epoch in range(begin, sparsifier.epochs):
             progress.stage(f"epoch {epoch + 1} of {sparsifier.epochs}", steps)
             _epoch(sparsifier, training, epoch, options, progress)
