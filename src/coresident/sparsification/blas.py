@@ -11,11 +11,14 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import scipy
+
+from coresident.runtime import cpu
 
 _NAMES = ("scipy_openblas_{}64_", "scipy_openblas_{}", "openblas_{}64_", "openblas_{}")
 
@@ -52,3 +55,14 @@ def one_thread() -> Iterator[None]:
     finally:
         for (_, put), count in zip(_libraries(), before):
             put(count)
+
+
+def in_threads(work: Callable[[slice], None], rows: int, chunk: int) -> None:
+    """Have rows worked on, so many at a time, on all cores of this process; within `one_thread`."""
+    parts = [slice(first, min(first + chunk, rows)) for first in range(0, rows, chunk)]
+    if len(parts) < 2:
+        for part in parts:
+            work(part)
+        return
+    with ThreadPoolExecutor(min(len(parts), cpu.usable_cores().count)) as pool:
+        list(pool.map(work, parts))

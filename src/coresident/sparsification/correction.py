@@ -201,7 +201,8 @@ def _solved(dense: Graph, sparse: Graph, layer: Layer, sums: Sequence[_Pairs]) -
     weight = sparse.initializers[layer.weight]
     centred = len({problem.phase for problem in problems(layer)}) == 1
     parts, shifts = [], []
-    for now, each in zip(matrices(layer, weight), sums, strict=True):
+    free = matrices(layer, dense.initializers[layer.weight])
+    for now, original, each in zip(matrices(layer, weight), free, sums, strict=True):
         if not each.count:
             parts.append(now)
             shifts.append(np.zeros(len(now)))
@@ -219,7 +220,7 @@ def _solved(dense: Graph, sparse: Graph, layer: Layer, sums: Sequence[_Pairs]) -
         scale = float(np.diagonal(gram).mean())
         damping = np.float32(DAMPING * scale if scale > 0 else 1)
         gram[np.diag_indices(len(gram))] += damping
-        solution = solve(gram, target + damping * now, now != 0, now)
+        solution = solve(gram, target + damping * now, now != 0, now, original)
         parts.append(solution)
         shifts.append(y - solution @ x)
     bias = dense.initializers[layer.bias] + _of_channels(layer, shifts)

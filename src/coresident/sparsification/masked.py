@@ -10,16 +10,19 @@ Source: conjugate gradients, Hestenes and Stiefel 1952.
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import lapack
 
-from coresident.errors import InputError
 from coresident.graph.operator import Array
+from coresident.sparsification.blas import in_threads
+from coresident.sparsification.cholesky import factorised, solved
 
 _ITERATIONS = 60
 """Conjugate gradients at most."""
 
 _SPEED = 4.0
 """How much faster a product of large matrices is, per operation, than factorising a small one."""
+
+_TOGETHER = 128
+"""Rows that iterate together."""
 
 _CALL = 3e5
 """Operations that take as long as what surrounds a factorisation."""
@@ -30,7 +33,8 @@ def solve(
     target: Array,
     mask: Array,
     start: Array,
-    tolerance: float = 1e-4,
+    free: Array,
+    tolerance: float = 1e-3,
     iterations: int = _ITERATIONS,
 ) -> Array:
     """Weights under masks.
@@ -40,8 +44,9 @@ def solve(
         target: b, float32 [rows, columns].
         mask: bool [rows, columns], where weights may differ from zero.
         start: float32 [rows, columns], where iterations begin.
-        tolerance: an iteration that lowers the sum of all rows' objectives by less than this part of what
-            all before have is the last.
+        free: float32 [rows, columns], about the solution without masks: tells how much there is to gain.
+        tolerance: an iteration that lowers the objectives of some rows by less than this part of what they
+            were at the start above those of `free` is the last.
         iterations: at most.
 
     Returns:
@@ -56,28 +61,44 @@ def solve(
     iterative = 2.0 * rows * columns**2 * min(iterations, 20)
     if direct < iterative or columns < 64:
         return _by_row(gram, target, mask)
-    return _together(gram, target, mask, start, tolerance, iterations)
+    result = np.zeros(mask.shape, np.float32)
+
+    def together(some: slice) -> None:
+        result[some] = _together(
+            gram, target[some], mask[some], start[some], free[some], tolerance, iterations
+        )
+
+    in_threads(together, rows, _TOGETHER)
+    return result
 
 
 def _by_row(gram: Array, target: Array, mask: Array) -> Array:
     result = np.zeros(mask.shape, np.float32)
-    for row, alive in enumerate(mask):
-        columns = np.flatnonzero(alive)
-        if columns.size:
-            factor = factorised(gram, columns)
-            solution, _ = (lapack.spotrs if factor.dtype == np.float32 else lapack.dpotrs)(
-                factor, target[row, columns].astype(factor.dtype)
-            )
-            result[row, columns] = solution
+
+    def one_by_one(some: slice) -> None:
+        for row in range(some.start, some.stop):
+            columns = np.flatnonzero(mask[row])
+            if columns.size:
+                result[row, columns] = solved(factorised(gram, columns), target[row, columns])
+
+    in_threads(one_by_one, len(mask), 8)
     return result
 
 
 def _together(
-    gram: Array, target: Array, mask: Array, start: Array, tolerance: float, iterations: int
+    gram: Array,
+    target: Array,
+    mask: Array,
+    start: Array,
+    free: Array,
+    tolerance: float,
+    iterations: int,
 ) -> Array:
     inverse_diagonal = (mask / np.diagonal(gram)).astype(np.float32)
     weights = np.where(mask, start, np.float32(0))
-    residual = (target - weights @ gram) * mask
+    residual = target - weights @ gram
+    distance = float(_dots(free - weights, residual).sum())
+    residual *= mask
     step = residual * inverse_diagonal
     power = _dots(residual, step)
     total = 0.0
@@ -91,7 +112,7 @@ def _together(
         total += gained
         scaled = residual * inverse_diagonal
         previous, power = power, _dots(residual, scaled)
-        if gained <= tolerance * total:
+        if gained <= tolerance * max(distance, total):
             break
         keep = np.divide(power, previous, out=np.zeros_like(power), where=previous > 0)
         step = scaled + keep[:, None].astype(np.float32) * step
@@ -101,25 +122,3 @@ def _together(
 def _dots(a: Array, b: Array) -> Array:
     dots: Array = np.einsum("ij,ij->i", a, b, dtype=np.float64)
     return dots
-
-
-def factorised(gram: Array, columns: Array) -> Array:
-    """The upper Cholesky factor of H restricted to some columns; in float64 where float32 does not do.
-
-    Raises:
-        InputError: it is not positive definite.
-    """
-    # LAPACK wants columns first; the transpose of a symmetric matrix is itself.
-    part = gram.take(columns, axis=0).take(columns, axis=1).T
-    factor, failed = lapack.spotrf(part, lower=0, clean=0, overwrite_a=0)
-    if failed:
-        factor, failed = lapack.dpotrf(part.astype(np.float64), lower=0, clean=0, overwrite_a=1)
-    if failed:
-        raise InputError("second moments are not positive definite: activations are not finite, or too large")
-    return np.asarray(factor)
-
-
-def inverted(factor: Array) -> Array:
-    """The inverse from the factor of `factorised`, in its upper triangle; what is below is anything."""
-    inverse, _ = (lapack.spotri if factor.dtype == np.float32 else lapack.dpotri)(factor, lower=0)
-    return np.asarray(inverse)

@@ -24,8 +24,9 @@ import numpy as np
 
 from coresident.errors import InputError
 from coresident.graph.operator import Array
-from coresident.sparsification.blas import one_thread
-from coresident.sparsification.masked import factorised, inverted, solve
+from coresident.sparsification.blas import in_threads, one_thread
+from coresident.sparsification.cholesky import factorised, inverted
+from coresident.sparsification.masked import solve
 from coresident.sparsification.moments import Moments
 
 Pattern = Literal["unstructured", "4block"]
@@ -54,9 +55,9 @@ class Effort:
 
 
 EFFORTS = {
-    "fast": Effort(0.4, 2e10, 96),
-    "default": Effort(0.15, 2e11, 128),
-    "max": Effort(0.06, 4e12, 512),
+    "fast": Effort(0.4, 2e10, 64),
+    "default": Effort(0.15, 8e10, 96),
+    "max": Effort(0.06, 2e12, 384),
 }
 
 
@@ -173,7 +174,7 @@ def refit(
     problems = _problems(weights, moments, none, "unstructured", centred)
     with one_thread():
         solved = [
-            solve(p.damped, p.weights @ p.damped, mask, p.weights)
+            solve(p.damped, p.weights @ p.damped, mask, p.weights, p.weights)
             for p, mask in zip(problems, masks, strict=True)
         ]
         sparsity = 1 - sum(int(mask.sum()) for mask in masks) / max(sum(mask.size for mask in masks), 1)
@@ -334,7 +335,7 @@ class _Path:
 
     def level(self, sparsity: float) -> Level:
         self._solved = False
-        self._solve(1e-4, 60)
+        self._solve(1e-3, 60)
         return _level(self._problems, self._masks, [w.copy() for w in self._weights], sparsity)
 
     def _solve(self, tolerance: float, iterations: int) -> None:
@@ -342,7 +343,7 @@ class _Path:
             return
         for i, p in enumerate(self._problems):
             self._weights[i] = solve(
-                p.damped, self._targets[i], self._masks[i], self._weights[i], tolerance, iterations
+                p.damped, self._targets[i], self._masks[i], self._weights[i], p.weights, tolerance, iterations
             )
         self._solved = True
 
@@ -359,20 +360,21 @@ def _scores(problem: _Problem, mask: Array, weights: Array, order: Array, width:
     place[order] = np.arange(len(order))
     by_place = np.argsort(place[problem.unit], kind="stable")
     result = np.zeros((len(mask), len(order)))
-    for row in range(len(mask)):
-        columns = by_place[mask[row, by_place]]
-        if not columns.size:
-            continue
-        parts = -(-columns.size // width)
-        units = problem.unit[columns]
-        firsts = np.flatnonzero(np.diff(units, prepend=-1))
-        edges = firsts[np.linspace(0, len(firsts), parts + 1).astype(int)[:-1]].tolist()
-        for begin, end in pairwise([*edges, columns.size]):
-            if begin < end:
-                some = columns[begin:end]
-                inverse = inverted(factorised(problem.damped, some))
-                removal = _removal(inverse, weights[row, some], units[begin:end], largest)
-                result[row, units[begin:end][np.flatnonzero(np.diff(units[begin:end], prepend=-1))]] = removal
+
+    def one_by_one(some: slice) -> None:
+        for row in range(some.start, some.stop):
+            columns = by_place[mask[row, by_place]]
+            firsts = np.flatnonzero(np.diff(problem.unit[columns], prepend=-1))
+            count = -(-columns.size // width)
+            edges = np.append(firsts, columns.size)[np.linspace(0, len(firsts), count + 1).astype(int)]
+            for begin, end in pairwise(edges.tolist()):
+                part = columns[begin:end]
+                units = problem.unit[part]
+                inverse = inverted(factorised(problem.damped, part))
+                first = np.diff(units, prepend=-1) != 0
+                result[row, units[first]] = _removal(inverse, weights[row, part], units, largest)
+
+    in_threads(one_by_one, len(mask), 8)
     return result
 
 
