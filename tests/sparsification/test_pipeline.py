@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 import coresident
 from coresident.errors import InputError, UnsupportedModel
+from coresident.graph.graph import Graph
 from coresident.onnx.reader import read
 from coresident.sparsification import search, speed
+from coresident.sparsification.forms import FLOAT_DENSE, DType, Form, Timings
+from coresident.sparsification.network import Layer
 from coresident.sparsification.pipeline import Result, sparsify
 from coresident.sparsification.report import Latency, Report
 
@@ -80,6 +84,21 @@ def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr("coresident.sparsification.speed.SECONDS", 0.01)
     if "elsewhere" not in request.node.name:
         monkeypatch.setattr("coresident.sparsification.verification.latency", in_this_process)
+        monkeypatch.setattr("coresident.sparsification.timing.measure", by_weights)
+
+
+def by_weights(
+    graph: Graph, layers: Sequence[Layer], forms: Sequence[Form], feeds: object, **_: object
+) -> Timings:
+    """Times as they would be if they went by the weights that are left, bytes twice as fast."""
+    every = {*forms, *(form.dense for form in forms), FLOAT_DENSE}
+
+    def seconds(layer: Layer, form: Form) -> float:
+        return layer.size * (1 - form.sparsity) * (1.0 if form.dtype == "float32" else 0.5) * 1e-8
+
+    times = {layer.name: {form: seconds(layer, form) for form in every} for layer in layers if layer.prunable}
+    rest: dict[DType, float] = {"float32": 1e-5, "int8": 1e-5}
+    return Timings(times, rest, {f: 1e-5 + sum(each[f] for each in times.values()) for f in every})
 
 
 def in_this_process(
@@ -89,7 +108,10 @@ def in_this_process(
     return Latency(times["dense"], times["result"]), ()
 
 
-@pytest.mark.parametrize(("quantize", "pattern"), [("none", "unstructured"), ("int8", "4block")])
+@pytest.mark.parametrize(
+    ("quantize", "pattern"),
+    [("int8", "4block"), pytest.param("none", "unstructured", marks=pytest.mark.slow)],
+)
 def test_what_comes_out_runs_elsewhere_and_survives(tmp_path: Path, quantize: str, pattern: str) -> None:
     result = made(sparsity=0.5, quantize=quantize, pattern=pattern, output=tmp_path)
     # With little effort there are few shares of zeros to put together.
@@ -123,6 +145,7 @@ def test_what_comes_out_runs_elsewhere_and_survives(tmp_path: Path, quantize: st
     assert not (tmp_path / ".sparsify").exists()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_network() -> None:
     assert made(target_speedup=1.3).model == made(target_speedup=1.3).model
 
@@ -131,10 +154,11 @@ def test_a_target_out_of_reach_says_what_holds_it() -> None:
     report = made(target_speedup=500).report
     assert not report.target.feasible
     assert report.target.holding
-    assert {name for name, _ in report.target.holding} & {"second", "third", "everything else"}
+    assert "everything else" in {name for name, _ in report.target.holding}
     assert report.target.reached < 500
 
 
+@pytest.mark.slow
 def test_a_bound_on_what_is_lost() -> None:
     found = made(max_drop=0.25, quantize="none")
     assert found.report.target.reached <= 0.25
@@ -190,7 +214,7 @@ def test_labels_give_accuracy() -> None:
 @pytest.mark.parametrize(
     ("model", "asked", "error", "said"),
     [
-        (b"nothing", {}, coresident.ModelError, ""),
+        (b"nothing", {}, coresident.ModelError, r"\w"),
         (3, {}, InputError, "is no model"),
         (None, {"skip": ["nobody"]}, InputError, "no layer matches 'nobody'"),
         (None, {"task": "poet"}, InputError, "tasks are"),

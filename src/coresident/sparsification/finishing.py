@@ -13,6 +13,7 @@ from coresident.sparsification.bias_correction import correct_biases
 from coresident.sparsification.candidates import weight_bits
 from coresident.sparsification.database import Database
 from coresident.sparsification.forms import DType, Form
+from coresident.sparsification.network import Layer
 from coresident.sparsification.project import Project
 from coresident.sparsification.quantization import quantize
 from coresident.sparsification.ranges import Range, ranges
@@ -65,26 +66,39 @@ def finish(
     sparse = database.stitched(project.graph, project.prunable, choice)
     pruned = [layer for layer in project.prunable if layer.name in choice and choice[layer.name].sparsity]
     if pruned:
-        sparse = correction.resolve(
-            project.graph,
-            sparse,
-            pruned,
-            project.calibration.batches,
-            threads=project.threads,
-            seed=project.settings.seed,
-            progress=project.progress,
-        )
-        sparse = correction.repair(
-            project.graph,
-            sparse,
-            project.layers,
-            project.calibration.batches,
-            threads=project.threads,
-            progress=project.progress,
-        )
+        sparse = _corrected(project, sparse, pruned, probes, reference)
     if dtype == "float32":
         return Finished(sparse, sparse, {})
     return _in_bytes(project, sparse, floating, probes, reference)
+
+
+def _corrected(
+    project: Project, sparse: Graph, pruned: Sequence[Layer], probes: Samples, reference: Sequence[Array]
+) -> Graph:
+    """The network with its weights solved again and statistics repaired, as far as each of them helps.
+
+    In deep networks the layers of one stage may all make up for the same error before them.
+    """
+
+    def loss(graph: Graph) -> float:
+        return project.compare(reference, project.outputs(graph, probes)).loss
+
+    batches = project.calibration.batches
+    threads, progress = project.threads, project.progress
+    solved = correction.resolve(
+        project.graph,
+        sparse,
+        pruned,
+        batches,
+        threads=threads,
+        seed=project.settings.seed,
+        progress=progress,
+    )
+    least, best = min((loss(sparse), sparse), (loss(solved), solved), key=lambda one: one[0])
+    repaired = correction.repair(
+        project.graph, best, project.layers, batches, threads=threads, progress=progress
+    )
+    return repaired if loss(repaired) < least else best
 
 
 def _in_bytes(
