@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_quantization import NETWORKS, SEED, built
+from test_quantizing import NETWORKS, SEED, built
 
 from coresident.errors import InputError
 from coresident.graph.operator import evaluate
