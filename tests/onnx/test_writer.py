@@ -110,16 +110,17 @@ def cases() -> dict[str, Any]:
     return {case.name: case for case in found if case.name.startswith(OPERATORS)}
 
 
-def test_node_tests_come_back() -> None:
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_node_tests_come_back(step: int) -> None:
     checked = 0
-    for case in cases().values():
+    for case in list(cases().values())[::step]:
         try:
             graph = read(case.model.SerializeToString())
         except Error:
             continue
         check_round_trip(graph)
         checked += 1
-    assert checked > 200
+    assert checked > 200 / step
 
 
 @pytest.mark.parametrize(
