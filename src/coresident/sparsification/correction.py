@@ -6,7 +6,7 @@ computes: so later layers make up for what earlier ones still do otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from coresident.sparsification.network import Layer, matrices, problems, weight_
 from coresident.sparsification.progress import NO_PROGRESS, Progress
 from coresident.sparsification.statistics import Batches, Sampler, pictures
 from coresident.sparsification.unfolding import columns
+from coresident.sparsification.walk import Walk
 
 DAMPING = 0.01
 """Of a change of the weights, in units of the mean diagonal of H."""
@@ -29,8 +30,9 @@ SHRINKAGE = 0.1
 """How far channels' scales are drawn to 1: the variance, in units of the layer's mean one, that is added to
 the channel's own."""
 
-STAGES = 8
-"""Groups of layers between which the network is compiled again."""
+STAGES = 64
+"""Groups of layers that are corrected together. Those of one group may all make up for the same error before
+them: the fewer they are, the better."""
 
 
 def resolve(
@@ -60,7 +62,8 @@ def resolve(
         threads: to run the networks on; None for the physical cores.
         seed: of the choice of positions.
         stages: groups of layers; one that is later sees what earlier ones have become.
-        memory: bytes of moments at a time; may ask for more stages.
+        memory: bytes of moments at a time, and of values that are kept from one stage to the next of each
+            network.
         progress: told of each layer.
 
     Raises:
@@ -72,12 +75,15 @@ def resolve(
         return sparse
     count = pictures(batches)
     progress.stage("solving again", len(chosen))
+    before, after = Walk(batches, threads, memory), Walk(batches, threads, memory)
     for group in _stages(chosen, stages, memory):
         sums = {layer.name: [_Pairs() for _ in problems(layer)] for layer in group}
         samplers = {layer.name: Sampler(layer, seed, count) for layer in group}
         originals = {layer.name: matrices(layer, dense.initializers[layer.weight]) for layer in group}
-        inputs = [layer.input for layer in group]
-        for wanted, found in _both(dense, sparse, inputs, batches, threads):
+        inputs, first = [layer.input for layer in group], group[0].name
+        for wanted, found in zip(
+            before.values(dense, first, inputs), after.values(sparse, first, inputs), strict=True
+        ):
             with one_thread():
                 for layer in group:
                     for number, places in enumerate(samplers[layer.name].drawn(found[layer.input].shape)):
@@ -100,6 +106,7 @@ def repair(
     threads: int | None = None,
     stages: int = STAGES,
     scales: bool = True,
+    memory: int = 1 << 30,
     progress: Progress = NO_PROGRESS,
 ) -> Graph:
     """The network with the mean of each layer's output channels made that of the dense one.
@@ -112,7 +119,9 @@ def repair(
         threads: to run the networks on; None for the physical cores.
         stages: groups of layers; one that is later sees what earlier ones have become.
         scales: whether standard deviations are matched too, drawn towards 1 for channels that vary little:
-            by a factor on the weights. Not where a layer is quantised.
+            by a factor on the weights. Not where a layer is quantised. (Least squares make channels vary
+            less; after `resolve` this takes back what it won.)
+        memory: bytes of values that are kept from one stage to the next.
         progress: told of each layer.
 
     Raises:
@@ -125,8 +134,12 @@ def repair(
     pictures(batches)
     progress.stage("repairing statistics", len(chosen))
     before = _channels(dense, chosen, batches, threads)
+    walk = Walk(batches, threads, memory)
     for group in _stages(chosen, stages, None):
-        after = _channels(now, group, batches, threads)
+        after = {layer.name: _Channels(layer) for layer in group}
+        for values in walk.values(now, group[0].name, [layer.output for layer in group]):
+            for layer in group:
+                after[layer.name].add(values[layer.output])
         for layer in group:
             now = _repaired(now, layer, before[layer.name], after[layer.name], scales)
             progress.advance(note=layer.name)
@@ -142,16 +155,6 @@ def _channels(
         for layer in layers:
             found[layer.name].add(values[layer.output])
     return found
-
-
-def _both(
-    dense: Graph, now: Graph, wanted: Sequence[str], batches: Batches, threads: int | None
-) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
-    yield from zip(
-        activations(dense, wanted, batches(), threads),
-        activations(now, wanted, batches(), threads),
-        strict=True,
-    )
 
 
 def _is_own(graph: Graph, layer: Layer) -> bool:

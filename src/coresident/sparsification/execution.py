@@ -15,13 +15,14 @@ def cut(graph: Graph, wanted: Sequence[str]) -> Graph:
     """The part of a graph that some values depend on, with these as its outputs.
 
     Args:
-        graph: of plain ONNX operators.
+        graph: of plain ONNX operators; what is among its inputs is not computed, though nodes may make it.
         wanted: values that nodes make, each once.
     """
     needed = set(wanted)
+    given = {*graph.inputs, ""}
     nodes = []
     for node in reversed(graph.nodes):
-        if needed.intersection(filter(None, node.outputs)):
+        if needed.intersection(node.outputs) - given:
             nodes.append(node)
             needed.update(filter(None, node.inputs))
     facts = {name: graph.facts[name] for name in graph.inputs if name in needed}
@@ -57,7 +58,7 @@ def activations(
         ModelError: the part of the network can't be compiled.
         ResourceError: no memory.
     """
-    made = {name for node in graph.nodes for name in node.outputs if name}
+    made = {name for node in graph.nodes for name in node.outputs} - {"", *graph.inputs}
     computed = [name for name in dict.fromkeys(wanted) if name in made]
     given = [name for name in dict.fromkeys(wanted) if name not in made]
     if not computed:
