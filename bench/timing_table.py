@@ -21,8 +21,10 @@ from coresident.cli.command import positive
 from coresident.graph.graph import Graph
 from coresident.measure.feeds import fixed_shapes, random_feeds
 from coresident.onnx.writer import serialize
+from coresident.runtime import cpu
 from coresident.sparsification import network, timing
 from coresident.sparsification.allocation import allocate
+from coresident.sparsification.execution import Engine
 from coresident.sparsification.forms import FLOAT_DENSE, INT8_DENSE, Form, Timings
 from coresident.sparsification.quantization import quantize
 from coresident.sparsification.random_zeros import with_random_zeros
@@ -83,7 +85,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=FORMS, default="float")
     parser.add_argument("--random", type=int, default=2, help="choices of random forms (default: 2)")
     parser.add_argument("--rounds", type=positive, default=timing.ROUNDS)
-    parser.add_argument("--threads", type=positive)
+    parser.add_argument("--threads", type=positive, default=cpu.usable_cores().count)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store", type=Path, help="folder to keep timings in")
     options = parser.parse_args()
@@ -102,7 +104,7 @@ def main() -> None:
             layers,
             forms,
             feeds,
-            threads=options.threads,
+            engine=Engine(options.threads),
             quantise=lambda _, base=base: base,
             rounds=options.rounds,
             store=options.store,
@@ -121,9 +123,9 @@ def main() -> None:
     print_markdown(["network", "choice", "predicted ms", "measured ms", "error", "speed-up"], rows)
 
 
-def quantised(graph: Graph, feeds: Mapping[str, Array], threads: int | None) -> Graph:
+def quantised(graph: Graph, feeds: Mapping[str, Array], threads: int) -> Graph:
     """The network in int8, with ranges of one input."""
-    return quantize(graph, ranges(graph, [feeds], threads=threads, method="minmax"))
+    return quantize(graph, ranges(graph, [feeds], engine=Engine(threads), method="minmax"))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from coresident.errors import ArtifactError, TargetError
 from coresident.limits import Limits
 from coresident.ports import NodeArg, check_shapes
 from coresident.runtime import abi, artifact, cpu
+from coresident.runtime.kernels import Kernels
 from coresident.runtime.program import Program
 from coresident.source import Source
 
@@ -32,6 +33,7 @@ class CachedCompiler:
         threads, sparse: options that change the code.
         given: shapes that the model's inputs are to have instead of their own.
         limits: that the model is to stay within.
+        kernels: that are compiled already, and where those that are compiled now go.
     """
 
     def __init__(
@@ -43,10 +45,12 @@ class CachedCompiler:
         *,
         sparse: bool,
         limits: Limits,
+        kernels: Kernels | None = None,
     ) -> None:
         self._source: Source | None = source
         self._name = source.path.name if source.path else ""
         self._cache, self._threads, self._sparse, self._limits = cache, threads, sparse, limits
+        self._kernels = kernels
         self._given = {name: list(shape) for name, shape in given.items()}
         self._digest = source.digest()
         self._model: Model | None = None
@@ -133,7 +137,9 @@ class CachedCompiler:
     def _options(self) -> Options:
         from coresident import compiler
 
-        return compiler.Options(compiler.host_target(), self._threads, self._sparse, self._limits)
+        return compiler.Options(
+            compiler.host_target(), self._threads, self._sparse, self._limits, self._kernels
+        )
 
     def _key(self, shapes: Mapping[str, list[int]] | None, values: Mapping[str, Array]) -> str:
         return caches.key(

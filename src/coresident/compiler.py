@@ -23,6 +23,7 @@ from coresident.onnx.self_contained import self_contained
 from coresident.passes import fuse_epilogue, pipeline
 from coresident.runtime import artifact, cpu
 from coresident.runtime.artifact import Artifact
+from coresident.runtime.kernels import Kernels
 from coresident.runtime.program import Program
 from coresident.schedule.planner import Planner
 
@@ -79,12 +80,14 @@ class Options:
         threads: workers that will run it: the work is cut accordingly.
         sparse: False compiles zeros as if they were numbers (what the speed-up is measured against).
         limits: on the memory that the program may need.
+        kernels: that are compiled already, and where those that are compiled now go.
     """
 
     target: Target = field(default_factory=host_target)
     threads: int = 1
     sparse: bool = True
     limits: Limits = DEFAULT
+    kernels: Kernels | None = None
 
 
 def load(source: str | os.PathLike[str] | bytes, limits: Limits = DEFAULT) -> Model:
@@ -205,7 +208,7 @@ def compile_graph(graph: Graph, options: Options, name: str = "") -> Program:
     _check_values(optimised, options.limits)
     remarks = fuse_epilogue.reasons(optimised)
     remarks |= {node.outputs[0]: node.attributes["remark"] for node in optimised.nodes if node.get("remark")}
-    planner = Planner(optimised, options.target, options.threads, options.sparse, remarks)
+    planner = Planner(optimised, options.target, options.threads, options.sparse, remarks, options.kernels)
     program = planner.program({"model": name, "metadata": dict(graph.metadata)})
     _check_memory(program, options)
     program.info["compile_seconds"] = time.perf_counter() - start

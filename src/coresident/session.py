@@ -17,6 +17,7 @@ from coresident.limits import DEFAULT, Limits
 from coresident.ports import FreeDimension, ModelMeta, NodeArg, in_order, positions
 from coresident.runtime import artifact, cpu
 from coresident.runtime.executor import Executor
+from coresident.runtime.kernels import Kernels
 from coresident.runtime.program import Program, Step
 from coresident.runtime.streams import Requests, Streams
 from coresident.sizes import FreeSizes
@@ -54,6 +55,8 @@ class Session:
         background: whether batches may run in pieces; without, each size waits for its own program. The last
             bits of a result may differ between the two.
         limits: that the model is to stay within.
+        kernels: compiled by other sessions, to take from and to add to; worth it for networks that differ in
+            the numbers of their weights alone.
 
     Raises:
         ModelError: the model can't be used.
@@ -76,6 +79,7 @@ class Session:
         shapes: Mapping[str, Sequence[int | str | None]] | None = None,
         background: bool = True,
         limits: Limits = DEFAULT,
+        kernels: Kernels | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"{threads} threads; at least 1 is needed, or None for all physical cores")
@@ -104,7 +108,13 @@ class Session:
             return
         store = caches.open_cache(enabled=cache)
         self._compiler = CachedCompiler(
-            source, store, self._team, shapes or {}, sparse=not treat_zeros_as_dense, limits=limits
+            source,
+            store,
+            self._team,
+            shapes or {},
+            sparse=not treat_zeros_as_dense,
+            limits=limits,
+            kernels=kernels,
         )
         program = self._compiler.fixed()
         if program is not None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from coresident.graph.graph import Fact, Graph, Node
 from coresident.graph.operator import evaluate
-from coresident.sparsification.execution import activations, cut
+from coresident.sparsification.execution import Engine, activations, cut
 
 FLOAT = np.dtype(np.float32)
 
@@ -40,7 +40,7 @@ def test_values_of_batches_of_different_sizes() -> None:
         {"x": rng.standard_normal((n, 8, 6, 7)).astype(np.float32), "other": np.zeros(1, np.float32)}
         for n in (3, 3, 2)
     ]
-    found = list(activations(graph, ["a", "r", "x", "b1", "a"], batches, threads=1))
+    found = list(activations(graph, ["a", "r", "x", "b1", "a"], batches, engine=Engine(1)))
     assert len(found) == 3
     for values, batch in zip(found, batches):
         assert set(values) == {"a", "r", "x", "b1"}
@@ -52,5 +52,5 @@ def test_values_of_batches_of_different_sizes() -> None:
 
 def test_inputs_and_constants_need_no_engine() -> None:
     batch = {"x": np.zeros((1, 8, 6, 7), np.float32), "other": np.zeros(1, np.float32)}
-    (values,) = activations(_network(), ["x", "b1"], [batch])
+    (values,) = activations(_network(), ["x", "b1"], [batch], engine=Engine(1))
     assert values["x"] is batch["x"]

@@ -18,6 +18,7 @@ from coresident.errors import InputError, UnsupportedModel
 from coresident.graph.graph import Graph
 from coresident.onnx.reader import read
 from coresident.sparsification import search, speed
+from coresident.sparsification.execution import Engine
 from coresident.sparsification.forms import FLOAT_DENSE, DType, Form, Timings
 from coresident.sparsification.network import Layer
 from coresident.sparsification.pipeline import Result, sparsify
@@ -104,7 +105,7 @@ def by_weights(
 def in_this_process(
     original: bytes, result: bytes, dense_bytes: bytes | None, feeds: dict[str, Array], threads: int
 ) -> tuple[Latency, tuple[str, ...]]:
-    times = speed.latencies({"dense": original, "result": result}, feeds, threads)
+    times = speed.latencies({"dense": read(original), "result": read(result)}, feeds, Engine(threads))
     return Latency(times["dense"], times["result"]), ()
 
 

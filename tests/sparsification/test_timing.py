@@ -16,7 +16,8 @@ from coresident import Session, cache
 from coresident.errors import CoresidentWarning
 from coresident.graph.graph import Fact, Graph, Node
 from coresident.onnx.writer import serialize
-from coresident.sparsification import timing
+from coresident.sparsification import execution, timing
+from coresident.sparsification.execution import Engine
 from coresident.sparsification.forms import FLOAT_DENSE, INT8_DENSE, Form, Timings
 from coresident.sparsification.network import blocks, layers, matrices, prepare
 from coresident.sparsification.quantization import quantize
@@ -95,7 +96,7 @@ def timed(folder: Path | None, *forms: Form, size: int = 1, threads: int = 1) ->
     found = layers(graph, {"x": (size, 3, 12, 12)})
     assert [layer.name for layer in found if layer.prunable] == ["middle", "wide"]
     return timing.measure(
-        graph, found, forms, feeds, threads=threads, quantise=quantised, rounds=2, store=folder
+        graph, found, forms, feeds, engine=Engine(threads), quantise=quantised, rounds=2, store=folder
     )
 
 
@@ -127,7 +128,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         made.append(1)
         return Session(*arguments, **options)
 
-    monkeypatch.setattr(timing, "Session", session)
+    monkeypatch.setattr(execution, "Session", session)
     return made
 
 
@@ -229,7 +230,7 @@ def test_bytes_need_a_quantiser() -> None:
     graph = network()
     feeds = {"x": np.ones((1, 3, 12, 12), np.float32)}
     with pytest.raises(ValueError, match="quantises"):
-        timing.measure(graph, layers(graph, {"x": (1, 3, 12, 12)}), [INT8_DENSE], feeds)
+        timing.measure(graph, layers(graph, {"x": (1, 3, 12, 12)}), [INT8_DENSE], feeds, engine=Engine(1))
 
 
 def test_times_fall_with_zeros() -> None:
@@ -270,7 +271,7 @@ def test_zeros_are_put_into_quantised_networks(layer: str) -> None:
     graph = network()
     feeds = {"x": np.random.default_rng(0).standard_normal((1, 3, 12, 12)).astype(np.float32)}
     found = layers(graph, {"x": (1, 3, 12, 12)})
-    dense = quantize(graph, ranges(graph, [feeds], threads=1))
+    dense = quantize(graph, ranges(graph, [feeds], engine=Engine(1)))
     sparse = with_random_zeros(dense, found, {layer: BLOCKS}, 0)
     changed = [name for name, array in sparse.initializers.items() if array is not dense.initializers[name]]
     assert len(changed) == 1

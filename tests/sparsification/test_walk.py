@@ -9,6 +9,7 @@ import pytest
 
 from coresident.graph.graph import Fact, Graph, Node
 from coresident.graph.operator import evaluate
+from coresident.sparsification.execution import Engine
 from coresident.sparsification.walk import Walk
 
 Array = np.ndarray[Any, Any]
@@ -64,7 +65,7 @@ def test_pieces_give_what_the_whole_network_gives(memory: int) -> None:
         asked += 1
         return batches
 
-    walk = Walk(again, 1, memory)
+    walk = Walk(again, Engine(1), memory)
     for before, wanted in (
         ("first", ["x"]),
         ("second", ["r", "d"]),

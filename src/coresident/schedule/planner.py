@@ -21,6 +21,7 @@ from coresident.kernels.families import FAMILIES
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Address, Operand, Tensor
 from coresident.runtime import cpu
+from coresident.runtime.kernels import Kernels
 from coresident.runtime.memory import Memory
 from coresident.runtime.program import Port, Program, Step, Word
 from coresident.schedule import layouts, memory
@@ -43,6 +44,7 @@ class Planner:
         threads: that will run the program.
         sparse: whether zeros among the weights are skipped.
         remarks: {first output of a node: what to tell of it beside what its lowering tells}.
+        kernels: that are compiled already, and where those that are compiled now go.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Planner:
         threads: int,
         sparse: bool = True,
         remarks: Mapping[str, str] | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         self._remarks = remarks or {}
         self._remark = ""
@@ -69,7 +72,7 @@ class Planner:
         self._constants_end = 0
         self._alike_constants: dict[tuple[int, bytes], list[int]] = {}
         self._symbols: set[str] = set()
-        self._code = Compilation(target, cpu.usable_cores().count)
+        self._code = Compilation(target, cpu.usable_cores().count, kernels)
         self._steps: list[tuple[str, tuple[Operand, ...], int, bool, dict[str, Any]]] = []
         self._scratch = 0
         self._node, self._op = "", ""

@@ -17,7 +17,7 @@ import numpy as np
 from coresident.errors import InputError
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operator import Array
-from coresident.sparsification.execution import activations
+from coresident.sparsification.execution import Engine, activations
 from coresident.sparsification.placement import LAYERS
 from coresident.sparsification.preparation import bound
 
@@ -30,7 +30,7 @@ def correct_biases(
     quantised: Graph,
     batches: Callable[[], Iterable[Mapping[str, Array]]],
     *,
-    threads: int | None = None,
+    engine: Engine,
     memory: int = 1 << 30,
 ) -> Graph:
     """The quantised network with the int32 biases of its layers corrected.
@@ -39,7 +39,7 @@ def correct_biases(
         graph: prepared, that the other was made of.
         quantised: by `quantization.quantize`.
         batches: gives arrays for the inputs, batch by batch, the same each time.
-        threads: to run on; None for the physical cores.
+        engine: to run the network by.
         memory: bytes of values that are computed at a time.
 
     Raises:
@@ -56,7 +56,7 @@ def correct_biases(
     count = max(ceil(sum(bytes_of) / memory), 1)
     shifts: dict[str, Array] = {}
     for part in range(count):
-        shifts |= _shifts(graph, quantised, layers[part::count], batches, threads)
+        shifts |= _shifts(graph, quantised, layers[part::count], batches, engine)
     constants = dict(quantised.initializers)
     for node in layers:
         whole, scale = makers[node.inputs[2]].inputs[:2]
@@ -80,7 +80,7 @@ def _shifts(
     quantised: Graph,
     layers: list[Node],
     batches: Callable[[], Iterable[Mapping[str, Array]]],
-    threads: int | None,
+    engine: Engine,
 ) -> dict[str, Array]:
     """Of each layer's result, by which the mean of each channel is too small in eight bits."""
     both = _side_by_side(graph, quantised, layers)
@@ -88,7 +88,7 @@ def _shifts(
     sums: dict[str, Array] = {}
     elements = dict.fromkeys(names, 0)
     wanted = [each for name in names for each in (name, name + LOCAL)]
-    for arrays in activations(both, wanted, batches(), threads):
+    for arrays in activations(both, wanted, batches(), engine):
         for name in names:
             exact, rounded = arrays[name], arrays[name + LOCAL]
             axes = (0, *range(2, exact.ndim))

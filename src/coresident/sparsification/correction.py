@@ -15,7 +15,7 @@ from coresident.errors import InputError
 from coresident.graph.graph import Graph
 from coresident.graph.operator import Array
 from coresident.sparsification.blas import one_thread
-from coresident.sparsification.execution import activations
+from coresident.sparsification.execution import Engine, activations
 from coresident.sparsification.masked import solve
 from coresident.sparsification.network import Layer, matrices, problems, weight_of
 from coresident.sparsification.progress import NO_PROGRESS, Progress
@@ -41,7 +41,7 @@ def resolve(
     layers: Sequence[Layer],
     batches: Batches,
     *,
-    threads: int | None = None,
+    engine: Engine,
     seed: int = 0,
     stages: int = STAGES,
     memory: int = 1 << 30,
@@ -59,7 +59,7 @@ def resolve(
         layers: to correct, in graph order; those that share weights or have no bias of their own are passed
             over.
         batches: samples.
-        threads: to run the networks on; None for the physical cores.
+        engine: to run the networks by.
         seed: of the choice of positions.
         stages: groups of layers; one that is later sees what earlier ones have become.
         memory: bytes of moments at a time, and of values that are kept from one stage to the next of each
@@ -75,7 +75,7 @@ def resolve(
         return sparse
     count = pictures(batches)
     progress.stage("solving again", len(chosen))
-    before, after = Walk(batches, threads, memory), Walk(batches, threads, memory)
+    before, after = Walk(batches, engine, memory), Walk(batches, engine, memory)
     for group in _stages(chosen, stages, memory):
         sums = {layer.name: [_Pairs() for _ in problems(layer)] for layer in group}
         samplers = {layer.name: Sampler(layer, seed, count) for layer in group}
@@ -103,7 +103,7 @@ def repair(
     layers: Sequence[Layer],
     batches: Batches,
     *,
-    threads: int | None = None,
+    engine: Engine,
     stages: int = STAGES,
     scales: bool = True,
     memory: int = 1 << 30,
@@ -116,7 +116,7 @@ def repair(
         now: the same network with other weights, or quantised (`quantization.quantize`).
         layers: to correct, in graph order; those without a bias of their own are passed over.
         batches: samples.
-        threads: to run the networks on; None for the physical cores.
+        engine: to run the networks by.
         stages: groups of layers; one that is later sees what earlier ones have become.
         scales: whether standard deviations are matched too, drawn towards 1 for channels that vary little:
             by a factor on the weights. Not where a layer is quantised. (Least squares make channels vary
@@ -133,8 +133,8 @@ def repair(
         return now
     pictures(batches)
     progress.stage("repairing statistics", len(chosen))
-    before = _channels(dense, chosen, batches, threads)
-    walk = Walk(batches, threads, memory)
+    before = _channels(dense, chosen, batches, engine)
+    walk = Walk(batches, engine, memory)
     for group in _stages(chosen, stages, None):
         after = {layer.name: _Channels(layer) for layer in group}
         for values in walk.values(now, group[0].name, [layer.output for layer in group]):
@@ -147,11 +147,11 @@ def repair(
 
 
 def _channels(
-    graph: Graph, layers: Sequence[Layer], batches: Batches, threads: int | None
+    graph: Graph, layers: Sequence[Layer], batches: Batches, engine: Engine
 ) -> dict[str, _Channels]:
     """Statistics of the layers' outputs over the samples."""
     found = {layer.name: _Channels(layer) for layer in layers}
-    for values in activations(graph, [layer.output for layer in layers], batches(), threads):
+    for values in activations(graph, [layer.output for layer in layers], batches(), engine):
         for layer in layers:
             found[layer.name].add(values[layer.output])
     return found

@@ -69,7 +69,7 @@ def build(project: Project, sparsities: Mapping[Pattern, Sequence[float]]) -> Da
         project.graph,
         missing,
         project.calibration.batches,
-        threads=project.threads,
+        engine=project.engine,
         seed=project.settings.seed,
     ):
         for pattern in patterns:

@@ -4,11 +4,56 @@ outputs."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from coresident.graph.graph import Graph
 from coresident.graph.operator import Array
 from coresident.onnx.writer import serialize
+from coresident.runtime.kernels import Kernels
 from coresident.session import Session
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How the networks on the way are compiled and run. They differ in the numbers of their weights alone, or
+    are parts of each other: kernels that one of them had are not compiled again.
+
+    Args:
+        threads: to run on.
+        kernels: compiled so far.
+    """
+
+    threads: int
+    kernels: Kernels = field(default_factory=Kernels)
+
+    def session(
+        self,
+        graph: Graph,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        *,
+        skip_zeros: bool = True,
+    ) -> Session:
+        """A session of a network.
+
+        Args:
+            graph: of plain ONNX operators.
+            shapes: that its inputs are to have instead of their own.
+            skip_zeros: whether its code may depend on which weights are zero. Without, its kernels are those
+                of the dense network.
+
+        Raises:
+            ModelError: it can't be compiled.
+            ResourceError: no memory.
+        """
+        return Session(
+            serialize(graph),
+            self.threads,
+            cache=False,
+            background=False,
+            treat_zeros_as_dense=not skip_zeros,
+            shapes=shapes,
+            kernels=self.kernels,
+        )
 
 
 def cut(graph: Graph, wanted: Sequence[str]) -> Graph:
@@ -40,7 +85,7 @@ def activations(
     graph: Graph,
     wanted: Sequence[str],
     batches: Iterable[Mapping[str, Array]],
-    threads: int | None = None,
+    engine: Engine,
 ) -> Iterator[dict[str, Array]]:
     """Values of a network, batch by batch.
 
@@ -48,7 +93,7 @@ def activations(
         graph: of plain ONNX operators; free dimensions take the sizes of the batches.
         wanted: names of values: inputs, constants, or what nodes make.
         batches: arrays for the graph's inputs.
-        threads: to run on; None for the physical cores that this process may use.
+        engine: to run the network by.
 
     Returns:
         For each batch, the values by name. Inputs and constants are the arrays given, not copies.
@@ -66,7 +111,7 @@ def activations(
             yield {name: batch[name] if name in graph.inputs else graph.initializers[name] for name in given}
         return
     part = cut(graph, computed)
-    with Session(serialize(part), threads, cache=False, background=False) as session:
+    with engine.session(part, skip_zeros=False) as session:
         for batch in batches:
             values = dict(zip(computed, session.run(None, {name: batch[name] for name in part.inputs})))
             for name in given:

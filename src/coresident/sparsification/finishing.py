@@ -42,7 +42,7 @@ class Finished:
 def activation_ranges(project: Project, graph: Graph) -> dict[str, Range]:
     """What bytes are to span, over the calibration samples."""
     project.progress.stage("ranges of activations", 0)
-    return ranges(graph, project.calibration.batches(), threads=project.threads)
+    return ranges(graph, project.calibration.batches(), engine=project.engine)
 
 
 def finish(
@@ -84,19 +84,19 @@ def _corrected(
         return project.compare(reference, project.outputs(graph, probes)).loss
 
     batches = project.calibration.batches
-    threads, progress = project.threads, project.progress
+    engine, progress = project.engine, project.progress
     solved = correction.resolve(
         project.graph,
         sparse,
         pruned,
         batches,
-        threads=threads,
+        engine=engine,
         seed=project.settings.seed,
         progress=progress,
     )
     least, best = min((loss(sparse), sparse), (loss(solved), solved), key=lambda one: one[0])
     repaired = correction.repair(
-        project.graph, best, project.layers, batches, threads=threads, progress=progress
+        project.graph, best, project.layers, batches, engine=engine, progress=progress
     )
     return repaired if loss(repaired) < least else best
 
@@ -137,5 +137,5 @@ def _in_bytes(
                 progress=project.progress,
             )
             quantised, kept = chosen.graph, chosen.floating
-    corrected = correct_biases(sparse, quantised, project.calibration.batches, threads=project.threads)
+    corrected = correct_biases(sparse, quantised, project.calibration.batches, engine=project.engine)
     return Finished(sparse, corrected, dict.fromkeys(kept, "its bytes cost too many decisions"))

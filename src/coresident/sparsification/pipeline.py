@@ -30,6 +30,7 @@ from coresident.sparsification import agreement
 from coresident.sparsification.checkpoint import Checkpoint
 from coresident.sparsification.data import inputs_of
 from coresident.sparsification.data import read as read_samples
+from coresident.sparsification.execution import Engine
 from coresident.sparsification.network import layers, prepare
 from coresident.sparsification.progress import NO_PROGRESS, Progress
 from coresident.sparsification.project import Project
@@ -177,7 +178,7 @@ def sparsify(
             held_out,
             agreement.task_of(graph, sizes) if task is None else agreement.named(task),
             settings,
-            threads or cpu.usable_cores().count,
+            Engine(threads or cpu.usable_cores().count),
             checkpoint,
             progress,
             None if budget is None else started + budget,
@@ -189,7 +190,7 @@ def sparsify(
         made = run.made()
         progress.stage("compiling and measuring", 0)
         onnx = serialize(made.graph)
-        artifact = _compiled(onnx, sizes, project.threads)
+        artifact = _compiled(onnx, sizes, project.engine.threads)
         report = reported(project, run, made, name, content, onnx, artifact, samples.rejected, started)
         checkpoint.clear()
     return Result(onnx, artifact, report, samples.preprocessing.record())

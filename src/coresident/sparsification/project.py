@@ -10,12 +10,11 @@ import numpy as np
 
 from coresident.graph.graph import Graph
 from coresident.graph.operator import Array
-from coresident.onnx.writer import serialize
-from coresident.session import Session
 from coresident.sparsification import agreement
 from coresident.sparsification.agreement import Agreement, Task
 from coresident.sparsification.checkpoint import Checkpoint
 from coresident.sparsification.data import Samples
+from coresident.sparsification.execution import Engine
 from coresident.sparsification.network import Layer
 from coresident.sparsification.progress import Progress
 from coresident.sparsification.settings import Settings
@@ -33,7 +32,7 @@ class Project:
         held_out: samples that nothing is worked out from; the result is judged by them.
         task: what the outputs mean.
         settings: what is asked.
-        threads: that the network is timed on.
+        engine: to run networks by, on the threads that the network is timed on.
         checkpoint: what is known from an interrupted run.
         progress: is told what happens.
         deadline: of `time.monotonic`, after which optional work is left out; None without.
@@ -46,7 +45,7 @@ class Project:
     held_out: Samples
     task: Task
     settings: Settings
-    threads: int
+    engine: Engine
     checkpoint: Checkpoint
     progress: Progress
     deadline: float | None
@@ -63,7 +62,7 @@ class Project:
 
     def outputs(self, graph: Graph, samples: Samples) -> list[Array]:
         """The network's outputs for samples, batches joined: see `joined`."""
-        with Session(serialize(graph), self.threads, cache=False, background=False) as session:
+        with self.engine.session(graph, skip_zeros=False) as session:
             return joined([session.run(None, batch) for batch in samples.batches()])
 
     def compare(self, reference: Sequence[Array], outputs: Sequence[Array]) -> Agreement:

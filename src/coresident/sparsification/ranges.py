@@ -20,7 +20,7 @@ import numpy as np
 from coresident.errors import InputError
 from coresident.graph.graph import Graph
 from coresident.graph.operator import Array
-from coresident.sparsification.execution import activations
+from coresident.sparsification.execution import Engine, activations
 from coresident.sparsification.placement import place
 from coresident.sparsification.preparation import bound
 
@@ -149,7 +149,7 @@ def ranges(
     graph: Graph,
     batches: Iterable[Mapping[str, Array]],
     *,
-    threads: int | None = None,
+    engine: Engine,
     method: Method = "mse",
     seed: int = 0,
     memory: int = 1 << 30,
@@ -159,7 +159,7 @@ def ranges(
     Args:
         graph: prepared (`network.prepare`).
         batches: arrays for the inputs; gone through once for each group of values.
-        threads: to run on; None for the physical cores.
+        engine: to run the network by.
         method: least error, or extremes.
         seed: of the choice of elements that are counted, where a value has more than `SAMPLED`.
         memory: bytes of values that are computed at a time.
@@ -178,7 +178,7 @@ def ranges(
     for group in _groups(sizes, memory):
         histograms = {name: Histogram() for name in group}
         generator = np.random.default_rng(seed)
-        for arrays in activations(graph, group, held, threads):
+        for arrays in activations(graph, group, held, engine):
             for name in group:
                 _count(histograms[name], arrays[name], generator, name)
         found |= {name: search(histogram, method) for name, histogram in histograms.items()}

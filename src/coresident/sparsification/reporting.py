@@ -39,9 +39,11 @@ def reported(
     """
     feeds = project.held_out.feeds(0)
     dense_bytes = None if run.dense_in_bytes is None else serialize(run.dense_in_bytes)
-    latency, notes = verification.latency(content, onnx, dense_bytes, feeds, project.threads)
-    before = verification.layer_seconds(serialize(project.graph), project.layers, feeds, project.threads)
-    after = verification.layer_seconds(onnx, project.layers, feeds, project.threads)
+    latency, notes = verification.latency(content, onnx, dense_bytes, feeds, project.engine.threads)
+    before = verification.layer_seconds(
+        serialize(project.graph), project.layers, feeds, project.engine.threads
+    )
+    after = verification.layer_seconds(onnx, project.layers, feeds, project.engine.threads)
     accuracy = None
     labels = project.held_out.labels
     if labels is not None:
@@ -58,7 +60,7 @@ def reported(
         latency=latency,
         sizes=Sizes(len(content), len(onnx), None if artifact is None else len(artifact)),
         agreement=made.agreement.record(),
-        machine=Machine.here(project.threads),
+        machine=Machine.here(project.engine.threads),
         seed=project.settings.seed,
         seconds=time.monotonic() - started,
         accuracy=accuracy,

@@ -93,7 +93,7 @@ class Run:
             self._project.layers,
             [form for family in self._families for form in family.forms],
             self._feeds,
-            threads=self._project.threads,
+            engine=self._project.engine,
             quantise=self._quantised,
             seed=self._project.settings.seed,
             store=default_folder() / "timings",

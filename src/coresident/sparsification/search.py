@@ -10,7 +10,6 @@ import numpy as np
 
 from coresident.graph.graph import Graph
 from coresident.graph.operator import Array
-from coresident.onnx.writer import serialize
 from coresident.sparsification.allocation import Allocation, allocate, for_sparsity
 from coresident.sparsification.candidates import Family
 from coresident.sparsification.database import Database
@@ -213,8 +212,7 @@ def at_speed(
         graph = database.stitched(project.graph, project.prunable, choice.allocation.choice)
         if choice.losses.family.dtype == "int8":
             graph = quantise(graph)
-        models = {"dense": serialize(project.graph), "choice": serialize(graph)}
-        times = latencies(models, feeds, project.threads)
+        times = latencies({"dense": project.graph, "choice": graph}, feeds, project.engine)
         speedup = times["dense"] / times["choice"]
         project.progress.advance(note=f"{speedup:.2f} times as fast")
         if best is None or speedup > best[0]:

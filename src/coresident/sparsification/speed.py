@@ -8,8 +8,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from coresident.graph.graph import Graph
 from coresident.graph.operator import Array
 from coresident.session import Session
+from coresident.sparsification.execution import Engine
 
 ROUNDS = 7
 SECONDS = 0.15
@@ -17,9 +19,9 @@ SECONDS = 0.15
 
 
 def latencies(
-    models: Mapping[str, bytes],
+    networks: Mapping[str, Graph],
     feeds: Mapping[str, Array],
-    threads: int | None,
+    engine: Engine,
     *,
     rounds: int | None = None,
     seconds: float | None = None,
@@ -27,19 +29,16 @@ def latencies(
     """Seconds of a call of each network: the median over rounds of each round's median.
 
     Args:
-        models: ONNX models with the same inputs, by any names; the first is what the others are compared
+        networks: with the same inputs, by any names; the first is what the others are compared
             with: their ratio to it in the same round counts, since what else a machine does comes in phases.
         feeds: of every call.
-        threads: None for the physical cores that this process may use.
+        engine: to run them by.
         rounds: how often each has its turn; None for `ROUNDS`.
         seconds: of a turn, at least three calls; None for `SECONDS`.
     """
     length = SECONDS if seconds is None else seconds
     with contextlib.ExitStack() as stack:
-        sessions = {
-            name: stack.enter_context(Session(model, threads, cache=False, background=False))
-            for name, model in models.items()
-        }
+        sessions = {name: stack.enter_context(engine.session(network)) for name, network in networks.items()}
         for session in sessions.values():
             session.run(None, feeds)
         medians = np.array(
@@ -50,7 +49,7 @@ def latencies(
         )
     first = float(np.median(medians[:, 0]))
     ratios = np.median(medians / medians[:, :1], axis=0)
-    return {name: first * float(ratio) for name, ratio in zip(models, ratios)}
+    return {name: first * float(ratio) for name, ratio in zip(networks, ratios)}
 
 
 def _turn(session: Session, feeds: Mapping[str, Array], seconds: float) -> float:

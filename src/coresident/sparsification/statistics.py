@@ -12,7 +12,7 @@ from coresident.errors import InputError
 from coresident.graph.graph import Graph
 from coresident.graph.operator import Array
 from coresident.sparsification.blas import one_thread
-from coresident.sparsification.execution import activations
+from coresident.sparsification.execution import Engine, activations
 from coresident.sparsification.moments import Moments
 from coresident.sparsification.network import Layer, Problem, problems
 from coresident.sparsification.unfolding import columns, positions
@@ -34,7 +34,7 @@ def collect(
     layers: Sequence[Layer],
     batches: Batches,
     *,
-    threads: int | None = None,
+    engine: Engine,
     seed: int = 0,
     memory: int = 1 << 30,
 ) -> Iterator[tuple[Layer, tuple[Moments, ...]]]:
@@ -46,7 +46,7 @@ def collect(
         graph: prepared.
         layers: of it; in graph order, so that a group needs no more of the network than it must.
         batches: samples.
-        threads: to run the network on; None for the physical cores.
+        engine: to run the network by.
         seed: of the choice of positions; which are chosen does not depend on the other layers.
         memory: bytes of moments that are collected at a time.
 
@@ -63,7 +63,7 @@ def collect(
     for group in _groups(layers, memory):
         sums = {layer.name: [_Sums(layer, i) for i in range(len(problems(layer)))] for layer in group}
         samplers = {layer.name: Sampler(layer, seed, count) for layer in group}
-        for values in activations(graph, [layer.input for layer in group], batches(), threads):
+        for values in activations(graph, [layer.input for layer in group], batches(), engine):
             with one_thread():
                 for layer in group:
                     x = values[layer.input]

@@ -22,6 +22,7 @@ from coresident.onnx.writer import serialize
 from coresident.runtime import cpu
 from coresident.runtime.digest import digest
 from coresident.session import Session
+from coresident.sparsification.execution import Engine
 from coresident.sparsification.forms import FLOAT_DENSE, DType, Form, Timings
 from coresident.sparsification.network import Layer
 from coresident.sparsification.progress import NO_PROGRESS, Progress
@@ -46,7 +47,7 @@ def measure(
     forms: Iterable[Form],
     feeds: Mapping[str, Array],
     *,
-    threads: int | None = None,
+    engine: Engine,
     quantise: Callable[[Graph], Graph] | None = None,
     seed: int = 0,
     rounds: int = ROUNDS,
@@ -60,7 +61,7 @@ def measure(
         layers: of the graph; those that are not prunable count as rest.
         forms: to measure; those that the store knows are not measured again.
         feeds: the network's inputs.
-        threads: to run on; None for the physical cores that this process may use.
+        engine: to run the networks by.
         quantise: from a prepared network to one of int8 products (QDQ) whose layers keep their nodes'
             names and weights' shapes; needed for forms of int8, and called once.
         seed: of the places of zeros.
@@ -80,25 +81,24 @@ def measure(
     prunable = [layer for layer in layers if layer.prunable]
     names = [layer.name for layer in prunable]
     quantised = quantise(graph) if with_bytes and quantise is not None else None
-    count = threads or cpu.usable_cores().count
     found: dict[Form, Measured] = {}
     dense: list[float] = []
     for dtype, base in (("float32", graph), ("int8", quantised)):
         if base is None:
             continue
         these = [form for form in wanted if form.dtype == dtype]
-        kept = Store(store, _key(base, feeds, count, rounds))
+        kept = Store(store, _key(base, feeds, engine.threads, rounds))
         record = kept.read(names)
         missing = [form for form in these if form not in record.forms]
         if missing:
             progress.stage(f"timing layers in {dtype}", len(missing))
-            with _session(graph, feeds, count) as reference:
+            with _session(graph, feeds, engine) as reference:
                 for form in missing:
                     if form == FLOAT_DENSE:
                         measured, calls = _turns(reference, reference, feeds, names, rounds)
                     else:
                         zeroed = with_random_zeros(base, prunable, dict.fromkeys(names, form), seed)
-                        with _session(zeroed, feeds, count) as session:
+                        with _session(zeroed, feeds, engine) as session:
                             measured, calls = _turns(reference, session, feeds, names, rounds)
                     record = record.with_form(form, measured, calls)
                     kept.write(record)
@@ -108,9 +108,8 @@ def measure(
     return _timings(found, float(np.median(dense)), names)
 
 
-def _session(graph: Graph, feeds: Mapping[str, Array], threads: int) -> Session:
-    shapes = {name: feeds[name].shape for name in graph.inputs}
-    return Session(serialize(graph), threads, cache=False, shapes=shapes, background=False)
+def _session(graph: Graph, feeds: Mapping[str, Array], engine: Engine) -> Session:
+    return engine.session(graph, {name: feeds[name].shape for name in graph.inputs})
 
 
 def _turns(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from coresident.graph.graph import Fact, Graph
 from coresident.graph.operator import Array
-from coresident.sparsification.execution import activations
+from coresident.sparsification.execution import Engine, activations
 from coresident.sparsification.statistics import Batches
 
 
@@ -19,12 +19,12 @@ class Walk:
 
     Args:
         batches: samples.
-        threads: to run the network on; None for the physical cores.
+        engine: to run the network by.
         memory: bytes of values that may be kept.
     """
 
-    def __init__(self, batches: Batches, threads: int | None, memory: int) -> None:
-        self._batches, self._threads, self._memory = batches, threads, memory
+    def __init__(self, batches: Batches, engine: Engine, memory: int) -> None:
+        self._batches, self._engine, self._memory = batches, engine, memory
         self._kept: list[dict[str, Array]] | None = None
 
     def values(self, graph: Graph, before: str, wanted: Sequence[str]) -> Iterator[dict[str, Array]]:
@@ -47,7 +47,7 @@ class Walk:
         live = _live(graph, before)
         kept: list[dict[str, Array]] | None = []
         size = 0
-        for values in activations(piece, [*wanted, *live], feeds, self._threads):
+        for values in activations(piece, [*wanted, *live], feeds, self._engine):
             size += sum(values[name].nbytes for name in live)
             if kept is not None:
                 kept.append({name: values[name] for name in live})
