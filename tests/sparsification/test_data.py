@@ -423,6 +423,20 @@ def test_augmented_pictures_are_parts_of_pictures(folder: Path) -> None:
         read(np.zeros((2, 5)), FLAT).augmented(1, 0)
 
 
+def test_few_small_pictures_are_made_more() -> None:
+    few = read(np.random.default_rng(0).random((50, 3, 8, 8), np.float32))
+    many = few.completed(3)
+    assert len(many) == 300
+    assert many.digest == few.completed(3).digest != few.completed(4).digest
+    enough = read(np.zeros((256, 3, 8, 8), np.float32))
+    assert enough.completed(3) is enough
+    large = few.subset(range(4)).completed(0)
+    assert len(large) == 256
+    wide = read(np.zeros((4, 3, 1024, 1024), np.float32), {"x": Fact(FLOAT, ("n", 3, 1024, 1024))})
+    assert wide.completed(0) is wide
+    assert read(np.zeros((40, 5)), FLAT).completed(0).names == read(np.zeros((40, 5)), FLAT).names
+
+
 def test_inputs_of_a_graph() -> None:
     graph = Graph(("x",), (), (), {}, {"x": Fact(FLOAT, ("n", 3, "h", "w"))})
     assert data.inputs_of(graph)["x"].shape == ("n", 3, "h", "w")

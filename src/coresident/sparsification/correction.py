@@ -16,19 +16,19 @@ from coresident.graph.graph import Graph
 from coresident.graph.operator import Array
 from coresident.sparsification.blas import one_thread
 from coresident.sparsification.execution import Engine, activations
-from coresident.sparsification.masked import solve
+from coresident.sparsification.fitting import Pairs, fitted, is_rectified
 from coresident.sparsification.network import Layer, matrices, problems, weight_of
 from coresident.sparsification.progress import NO_PROGRESS, Progress
 from coresident.sparsification.statistics import Batches, Sampler, pictures
 from coresident.sparsification.unfolding import columns
 from coresident.sparsification.walk import Walk
 
-DAMPING = 0.01
-"""Of a change of the weights, in units of the mean diagonal of H."""
-
 SHRINKAGE = 0.1
 """How far channels' scales are drawn to 1: the variance, in units of the layer's mean one, that is added to
 the channel's own."""
+
+KEPT = 512 << 20
+"""Bytes of a layer's samples up to which they are kept, for fits that know of the ReLU behind the layer."""
 
 STAGES = 64
 """Groups of layers that are corrected together. Those of one group may all make up for the same error before
@@ -50,8 +50,8 @@ def resolve(
     """The sparse network with the weights that are left solved again, for what its layers read in it.
 
     With x what a layer reads in the sparse network and y what it made, from other inputs, in the dense one,
-    each row of weights w becomes the least-squares fit of y by w x under its mask, bias included; a change of
-    the weights is damped.
+    each row of weights w becomes the least-squares fit of y by w x under its mask, bias included, or of what
+    is left of both behind a ReLU (`fitting`); a change of the weights is damped.
 
     Args:
         dense: prepared.
@@ -77,8 +77,11 @@ def resolve(
     progress.stage("solving again", len(chosen))
     before, after = Walk(batches, engine, memory), Walk(batches, engine, memory)
     for group in _stages(chosen, stages, memory):
-        sums = {layer.name: [_Pairs() for _ in problems(layer)] for layer in group}
         samplers = {layer.name: Sampler(layer, seed, count) for layer in group}
+        sums = {
+            layer.name: [Pairs(_keeps(dense, layer, samplers[layer.name].most)) for _ in problems(layer)]
+            for layer in group
+        }
         originals = {layer.name: matrices(layer, dense.initializers[layer.weight]) for layer in group}
         inputs, first = [layer.input for layer in group], group[0].name
         for wanted, found in zip(
@@ -168,6 +171,17 @@ def _is_own(graph: Graph, layer: Layer) -> bool:
     )
 
 
+def _keeps(graph: Graph, layer: Layer, samples: int) -> bool:
+    """Whether a fit of a layer goes by the samples, not by their moments alone."""
+    if not (_is_centred(layer) and is_rectified(graph, layer.output)):
+        return False
+    sizes = [
+        len(problem.taps) * layer.inputs_in_group + layer.channels // layer.groups
+        for problem in problems(layer)
+    ]
+    return 4 * samples * sum(sizes) <= KEPT
+
+
 def _stages(layers: Sequence[Layer], count: int, memory: int | None) -> list[list[Layer]]:
     most = -(-len(layers) // max(count, 1))
     groups: list[list[Layer]] = [[]]
@@ -182,53 +196,30 @@ def _stages(layers: Sequence[Layer], count: int, memory: int | None) -> list[lis
     return groups
 
 
-@dataclass
-class _Pairs:
-    """Moments of what a problem's columns see, x, and of what the rows are to make of it, y."""
-
-    count: int = 0
-    x: Array | float = 0.0
-    y: Array | float = 0.0
-    xx: Array | float = 0.0
-    yx: Array | float = 0.0
-
-    def add(self, x: Array, y: Array) -> None:
-        self.count += x.shape[1]
-        self.x = self.x + x.sum(axis=1, dtype=np.float64)
-        self.y = self.y + y.sum(axis=1, dtype=np.float64)
-        self.xx = self.xx + x @ x.T
-        self.yx = self.yx + y @ x.T
-
-
-def _solved(dense: Graph, sparse: Graph, layer: Layer, sums: Sequence[_Pairs]) -> Graph:
+def _solved(dense: Graph, sparse: Graph, layer: Layer, sums: Sequence[Pairs]) -> Graph:
     weight = sparse.initializers[layer.weight]
-    centred = len({problem.phase for problem in problems(layer)}) == 1
     parts, shifts = [], []
     free = matrices(layer, dense.initializers[layer.weight])
-    for now, original, each in zip(matrices(layer, weight), free, sums, strict=True):
-        if not each.count:
+    biases = dense.initializers[layer.bias].reshape(layer.groups, -1)
+    for problem, now, original, pairs in zip(
+        problems(layer), matrices(layer, weight), free, sums, strict=True
+    ):
+        if not pairs.count:
             parts.append(now)
             shifts.append(np.zeros(len(now)))
             continue
-        x, y = np.asarray(each.x) / each.count, np.asarray(each.y) / each.count
-        gram, target = (
-            np.asarray(each.xx) / np.float32(each.count),
-            np.asarray(each.yx) / np.float32(each.count),
-        )
-        if not (np.all(np.isfinite(gram)) and np.all(np.isfinite(target))):
-            raise InputError("the activations around the layer are not finite", node=layer.name, op=layer.op)
-        if centred:
-            gram = gram - np.outer(x, x).astype(np.float32)
-            target = target - np.outer(y, x).astype(np.float32)
-        scale = float(np.diagonal(gram).mean())
-        damping = np.float32(DAMPING * scale if scale > 0 else 1)
-        gram[np.diag_indices(len(gram))] += damping
-        solution = solve(gram, target + damping * now, now != 0, now, original)
-        parts.append(solution)
-        shifts.append(y - solution @ x)
-    bias = dense.initializers[layer.bias] + _of_channels(layer, shifts)
-    changed = {layer.weight: weight_of(layer, parts, weight), layer.bias: bias.astype(np.float32)}
-    return sparse.with_(initializers={**sparse.initializers, **changed})
+        bias = biases[problem.group]
+        found, shift = fitted(layer, pairs, now, original, bias, centred=_is_centred(layer))
+        parts.append(found)
+        shifts.append(shift)
+    changed = dense.initializers[layer.bias] + _of_channels(layer, shifts)
+    new = {layer.weight: weight_of(layer, parts, weight), layer.bias: changed.astype(np.float32)}
+    return sparse.with_(initializers={**sparse.initializers, **new})
+
+
+def _is_centred(layer: Layer) -> bool:
+    """Whether each problem has biases of its own, which the phases of a transposed convolution share."""
+    return len({problem.phase for problem in problems(layer)}) == 1
 
 
 def _of_channels(layer: Layer, rows: Sequence[Array]) -> Array:

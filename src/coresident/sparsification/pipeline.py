@@ -151,8 +151,9 @@ def sparsify(
         data, inputs_of(original, shapes), preprocessing, labels, limit=limit, seed=seed, progress=progress
     )
     calibration, held_out = samples.split(HELD_OUT, seed)
+    calibration = calibration.completed(seed)
     if len(held_out) > _MOST_HELD_OUT:
-        held_out = held_out.subset(range(_MOST_HELD_OUT))
+        held_out, _ = held_out.split(1 - _MOST_HELD_OUT / len(held_out), seed)
     first = samples.feeds(0)
     sizes = {each: array.shape for each, array in first.items()}
     graph = prepare(original, sizes)

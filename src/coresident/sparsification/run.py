@@ -61,8 +61,8 @@ class Run:
         if kind == "max_drop":
             return self._fastest_within(value)
         if kind == "sparsity":
-            timings = self._timings
-            return self._finished(search.with_sparsity(self._project, self._losses, value, timings))
+            choice = search.with_sparsity(self._project, self._losses, value, self._timings)
+            return self._finished(self._refined(choice))
         return self._finished(self._as_fast(self._factor(kind, value)))
 
     def _factor(self, kind: str, value: float) -> float:
@@ -152,7 +152,10 @@ class Run:
                 self._project, self._database, factor, choose, self._quantised, self._feeds
             )
             memory.store(f"{factor}", {"asked": np.array(asked)})
-        return search.refined(self._project, choice, self._database, timings, self._reference)
+        return self._refined(choice)
+
+    def _refined(self, choice: Choice) -> Choice:
+        return search.refined(self._project, choice, self._database, self._reference)
 
     def _fastest_within(self, drop: float) -> Made:
         """The fastest network found that drops no more, by bisection over how fast it is asked to be."""

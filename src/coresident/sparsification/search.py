@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,6 +29,7 @@ _TRIES = {"fast": 0, "default": 12, "max": 80}
 """Other allocations to try, by effort."""
 
 Quantise = Callable[[Graph], Graph]
+Errors = Mapping[str, Mapping[Form, float]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Losses:
     """
 
     family: Family
-    errors: Mapping[str, Mapping[Form, float]]
+    errors: Errors
     base: float
 
 
@@ -102,12 +102,12 @@ class Choice:
     Args:
         losses: of the family it is from.
         allocation: a form for each layer.
-        budget: seconds that it was allocated for.
+        again: allocates as much for other errors.
     """
 
     losses: Losses
     allocation: Allocation
-    budget: float
+    again: Callable[[Errors], Allocation]
 
     @property
     def expected(self) -> float:
@@ -118,7 +118,11 @@ class Choice:
 def within(found: Sequence[Losses], timings: Timings, budget: float) -> Choice:
     """The family and allocation of least expected loss that takes no longer than so many seconds; the fastest
     where none does."""
-    choices = [Choice(each, allocate(each.errors, timings, budget), budget) for each in found]
+
+    def allocated(errors: Errors) -> Allocation:
+        return allocate(errors, timings, budget)
+
+    choices = [Choice(each, allocated(each.errors), allocated) for each in found]
     reached = [choice for choice in choices if choice.allocation.feasible]
     if reached:
         return min(reached, key=lambda choice: choice.expected)
@@ -130,9 +134,11 @@ def with_sparsity(
 ) -> Choice:
     """The same for a share of all weights that is to be zero."""
     sizes = {layer.name: layer.size for layer in project.prunable}
-    choices = [
-        Choice(each, for_sparsity(each.errors, sizes, sparsity, timings=timings), math.inf) for each in found
-    ]
+
+    def allocated(errors: Errors) -> Allocation:
+        return for_sparsity(errors, sizes, sparsity, timings=timings)
+
+    choices = [Choice(each, allocated(each.errors), allocated) for each in found]
     return min(choices, key=lambda choice: (not choice.allocation.feasible, choice.expected))
 
 
@@ -140,16 +146,15 @@ def refined(
     project: Project,
     choice: Choice,
     database: Database,
-    timings: Timings,
     reference: Sequence[Array],
 ) -> Choice:
-    """Try other allocations of the same time by the network's real loss, and keep the best.
+    """Try other allocations of the same time, or the same share of zeros, by the network's real loss.
 
     Layers' errors do not simply add up. Scaling them at random, a few at a time around the best so far, and
     allocating anew finds what does better together (SPDY, Frantar and Alistarh 2022).
     """
     tries = _TRIES[project.settings.effort]
-    if not tries or not choice.allocation.feasible or math.isinf(choice.budget):
+    if not tries or not choice.allocation.feasible:
         return choice
     rng = np.random.default_rng(project.settings.seed)
     samples = probes(project)
@@ -174,7 +179,7 @@ def refined(
             name: {form: now[name] * error for form, error in forms.items()}
             for name, forms in choice.losses.errors.items()
         }
-        other = replace(choice, allocation=allocate(errors, timings, choice.budget))
+        other = replace(choice, allocation=choice.again(errors))
         key = tuple(other.allocation.choice.items())
         if key not in seen and other.allocation.feasible:
             seen.add(key)

@@ -25,8 +25,9 @@ Batches = Callable[[], Iterable[Mapping[str, Array]]]
 POSITIONS = 49
 """Output positions of a picture that are looked at, if it has so many."""
 
-PER_COLUMN = 8
-"""More than `POSITIONS` are, where all pictures together would give fewer samples for a column than this."""
+SAMPLES, PER_COLUMN = 32_000, 8
+"""More than `POSITIONS` are, where all pictures together would give fewer samples than these, or fewer for a
+column."""
 
 
 def collect(
@@ -92,6 +93,9 @@ class Sampler:
         layer: the layer.
         seed: of the choice.
         count: of pictures that there will be.
+
+    Attributes:
+        most: samples that it gives, about, or fewer where pictures are small.
     """
 
     def __init__(self, layer: Layer, seed: int, count: int) -> None:
@@ -99,7 +103,8 @@ class Sampler:
         digest = np.frombuffer(layer.name.encode() + bytes(-len(layer.name.encode()) % 4), np.uint32)
         self._random = np.random.default_rng([seed, *digest.tolist()])
         size = max(len(problem.taps) for problem in problems(layer)) * layer.inputs_in_group
-        self._positions = max(POSITIONS, ceil(PER_COLUMN * size / count))
+        self._positions = max(POSITIONS, ceil(max(SAMPLES, PER_COLUMN * size) / count))
+        self.most = self._positions * count
 
     def drawn(self, shape: Sequence[int]) -> list[Array]:
         """Positions for each problem (`unfolding.columns`), of an input of this shape."""
