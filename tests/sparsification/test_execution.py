@@ -6,7 +6,7 @@ import numpy as np
 
 from coresident.graph.graph import Fact, Graph, Node
 from coresident.graph.operator import evaluate
-from coresident.sparsification.execution import Engine, activations, cut
+from coresident.sparsification.execution import Engine, activations, cut, spare_memory
 
 FLOAT = np.dtype(np.float32)
 
@@ -54,3 +54,7 @@ def test_inputs_and_constants_need_no_engine() -> None:
     batch = {"x": np.zeros((1, 8, 6, 7), np.float32), "other": np.zeros(1, np.float32)}
     (values,) = activations(_network(), ["x", "b1"], [batch], engine=Engine(1))
     assert values["x"] is batch["x"]
+
+
+def test_memory_to_spare_is_within_what_there_is() -> None:
+    assert 1 << 30 <= spare_memory() < 1 << 45

@@ -44,7 +44,7 @@ def resolve(
     engine: Engine,
     seed: int = 0,
     stages: int = STAGES,
-    memory: int = 1 << 30,
+    memory: int | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> Graph:
     """The sparse network with the weights that are left solved again, for what its layers read in it.
@@ -63,7 +63,7 @@ def resolve(
         seed: of the choice of positions.
         stages: groups of layers; one that is later sees what earlier ones have become.
         memory: bytes of moments at a time, and of values that are kept from one stage to the next of each
-            network.
+            network; None for what the engine has.
         progress: told of each layer.
 
     Raises:
@@ -74,6 +74,7 @@ def resolve(
     if not chosen:
         return sparse
     count = pictures(batches)
+    memory = engine.memory if memory is None else memory
     progress.stage("solving again", len(chosen))
     before, after = Walk(batches, engine, memory), Walk(batches, engine, memory)
     for group in _stages(chosen, stages, memory):
@@ -109,7 +110,7 @@ def repair(
     engine: Engine,
     stages: int = STAGES,
     scales: bool = True,
-    memory: int = 1 << 30,
+    memory: int | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> Graph:
     """The network with the mean of each layer's output channels made that of the dense one.
@@ -124,7 +125,7 @@ def repair(
         scales: whether standard deviations are matched too, drawn towards 1 for channels that vary little:
             by a factor on the weights. Not where a layer is quantised. (Least squares make channels vary
             less; after `resolve` this takes back what it won.)
-        memory: bytes of values that are kept from one stage to the next.
+        memory: bytes of values that are kept from one stage to the next; None for what the engine has.
         progress: told of each layer.
 
     Raises:
@@ -137,7 +138,7 @@ def repair(
     pictures(batches)
     progress.stage("repairing statistics", len(chosen))
     before = _channels(dense, chosen, batches, engine)
-    walk = Walk(batches, engine, memory)
+    walk = Walk(batches, engine, engine.memory if memory is None else memory)
     for group in _stages(chosen, stages, None):
         after = {layer.name: _Channels(layer) for layer in group}
         for values in walk.values(now, group[0].name, [layer.output for layer in group]):

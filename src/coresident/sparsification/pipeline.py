@@ -30,7 +30,7 @@ from coresident.sparsification import agreement
 from coresident.sparsification.checkpoint import Checkpoint
 from coresident.sparsification.data import inputs_of
 from coresident.sparsification.data import read as read_samples
-from coresident.sparsification.execution import Engine
+from coresident.sparsification.execution import Engine, spare_memory
 from coresident.sparsification.network import layers, prepare
 from coresident.sparsification.progress import NO_PROGRESS, Progress
 from coresident.sparsification.project import Project
@@ -179,7 +179,7 @@ def sparsify(
             held_out,
             agreement.task_of(graph, sizes) if task is None else agreement.named(task),
             settings,
-            Engine(threads or cpu.usable_cores().count),
+            Engine(threads or cpu.usable_cores().count, spare_memory()),
             checkpoint,
             progress,
             None if budget is None else started + budget,
