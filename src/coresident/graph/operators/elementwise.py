@@ -41,6 +41,14 @@ def attributes_of(node: Node) -> dict[str, Any]:
     return {name: value for name, value in node.attributes.items() if name in parameters}
 
 
+def _operands(node: Node) -> int:
+    """How many operands a single element-wise node takes; at least, where it is variadic."""
+    if node.op in VARIADIC:
+        return 1
+    parameters = list(inspect.signature(ELEMENTWISE[node.op]).parameters.values())[1:]
+    return len([p for p in parameters if p.kind is not p.KEYWORD_ONLY and p.default is p.empty])
+
+
 def result_type(expression: Expression, dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
     """The element type of an expression's result, from those of its inputs."""
     known = list(dtypes)
@@ -77,8 +85,9 @@ def _check_types(op: str, facts: Sequence[Fact]) -> None:
 
 def _infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
     operands = [required(facts, i, "an operand") for i in range(len(facts))]
-    if not operands:
-        raise InvalidModel("an operand is missing")
+    needed = _operands(node)
+    if len(operands) < needed or (node.op not in VARIADIC and len(operands) > needed):
+        raise InvalidModel(f"{len(operands)} operands; {needed} are needed")
     _check_types(node.op, operands)
     shape = broadcast([f.sizes for f in operands])
     if node.op == "PRelu" and shape != operands[0].shape:
