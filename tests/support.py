@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import emulation
 import numpy as np
 
 from coresident.codegen.target import NAMED, Target
@@ -21,8 +23,10 @@ assert operators, "importing them fills the table"
 
 HOST = host_target()
 _NARROWER = {"x86-64-avx2": NAMED["x86-64-avx2"]} if HOST.arch == "x86_64" and HOST.vector_bits > 256 else {}
-RUN_TARGETS = {"host": HOST} | _NARROWER
-"""Targets whose code this machine runs; one that would make the code that the host's does is left out."""
+_EMULATED = [name for name in os.environ.get("CORESIDENT_TEST_TARGETS", "").split(",") if name]
+RUN_TARGETS = {"host": HOST} | _NARROWER if not _EMULATED else {name: NAMED[name] for name in _EMULATED}
+"""Targets whose code this machine runs; one that would make the code that the host's does is left out. The
+variable `CORESIDENT_TEST_TARGETS` names others, for `emulation` to run: "aarch64-neon,aarch64-dotprod"."""
 TARGETS = tuple(RUN_TARGETS)
 """Their names."""
 WIDTHS = {
@@ -54,6 +58,8 @@ def run_graph(
     Memory holds NaN before: what is read without having been written shows.
     """
     program = compile_graph(graph, Options(target=target, threads=threads, sparse=sparse))
+    if target.arch != HOST.arch:
+        return emulation.run(program, [feeds[name] for name in graph.inputs])
     executor = Executor(program, threads)
     context = executor._context()
     before_job = context.job - context._memory.address
@@ -84,7 +90,7 @@ def check_node(
     outputs = [name for name in node.outputs if name]
     graph = graph_of([node], feeds, outputs, constants)
     wanted = evaluate(graph, dict(feeds))
-    results = run_graph(graph, feeds, (RUN_TARGETS | WIDTHS)[target], threads, sparse)
+    results = run_graph(graph, feeds, ({"host": HOST} | RUN_TARGETS | WIDTHS)[target], threads, sparse)
     for name, got in zip(outputs, results):
         want = wanted[name]
         assert (got.dtype, got.shape) == (want.dtype, want.shape), name
