@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import banded
 import emulation
 import numpy as np
 
@@ -53,11 +54,13 @@ def graph_of(
 def run_graph(
     graph: Graph, feeds: Mapping[str, Array], target: Target = HOST, threads: int = 1, sparse: bool = True
 ) -> list[Array]:
-    """The outputs of a graph, compiled for a target that this machine runs.
+    """The outputs of a graph, compiled for a target that this machine runs or emulates.
 
-    Memory holds NaN before: what is read without having been written shows.
+    Memory holds NaN before: what is read without having been written shows. The program also runs step by
+    step between guard bands (`banded`), to the same bits.
     """
-    program = compile_graph(graph, Options(target=target, threads=threads, sparse=sparse))
+    with banded.planners() as planners:
+        program = compile_graph(graph, Options(target=target, threads=threads, sparse=sparse))
     if target.arch != HOST.arch:
         return emulation.run(program, [feeds[name] for name in graph.inputs])
     executor = Executor(program, threads)
@@ -65,10 +68,17 @@ def run_graph(
     before_job = context.job - context._memory.address
     context._memory.view[:before_job] = b"\xff" * before_job
     executor._release(context, 0)
+    arrays = [np.ascontiguousarray(feeds[name]) for name in graph.inputs]
     try:
-        return executor.run([np.ascontiguousarray(feeds[name]) for name in graph.inputs])
+        results = executor.run(arrays)
     finally:
         executor.close()
+    between = banded.run(planners[-1], program, arrays)
+    for got, again, port in zip(results, between, program.outputs):
+        for axis, counting in port.counts:
+            again = again[(*[slice(None)] * axis, slice(int(between[counting].item())))]
+        assert got.tobytes() == again.tobytes(), f"{port.name} differs between guard bands"
+    return results
 
 
 def check_node(
