@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import emulation
 import numpy as np
 from support import HOST
 
@@ -160,6 +161,11 @@ class Bench:
         self.objects.append(data)
         if self._emit_only:
             return
+        order = list(range(tasks))
+        self._order.shuffle(order)
+        if self.target.arch != HOST.arch:
+            self._emulate(data, function.name, operands, order)
+            return
         code = elf.load([data], self.target.arch)
         run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)(
             code.address(function.name)
@@ -168,10 +174,22 @@ class Bench:
         scratch = None
         if self._scratch is not None:
             scratch = self._buffers[self._scratch].ctypes.data + self.GUARD
-        order = list(range(tasks))
-        self._order.shuffle(order)
         for task in order:
             run(ctypes.addressof(words), task, scratch)
+
+    def _emulate(self, data: bytes, name: str, operands: Sequence[Operand], order: Sequence[int]) -> None:
+        memory = emulation.Region(emulation.MEMORY)
+        places = [memory.place(buffer.data) + self.GUARD for buffer in self._buffers]
+        words = [
+            operand & (1 << 64) - 1 if isinstance(operand, int) else places[operand.buffer] + operand.offset
+            for operand in operands
+        ]
+        scratch = 0 if self._scratch is None else places[self._scratch]
+        after = emulation.call(data, name, words, order, memory, scratch, self.target)
+        assert not memory.overrun(after)
+        for buffer, place in zip(self._buffers, places):
+            start = place - self.GUARD - emulation.MEMORY
+            buffer[:] = np.frombuffer(after, np.uint8, buffer.size, start)
 
     def _word(self, operand: Operand) -> int:
         if isinstance(operand, int):

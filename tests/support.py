@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import banded
+import emulation
 import numpy as np
 
 from coresident.codegen.target import NAMED, Target
@@ -21,8 +24,10 @@ assert operators, "importing them fills the table"
 
 HOST = host_target()
 _NARROWER = {"x86-64-avx2": NAMED["x86-64-avx2"]} if HOST.arch == "x86_64" and HOST.vector_bits > 256 else {}
-RUN_TARGETS = {"host": HOST} | _NARROWER
-"""Targets whose code this machine runs; one that would make the code that the host's does is left out."""
+_EMULATED = [name for name in os.environ.get("CORESIDENT_TEST_TARGETS", "").split(",") if name]
+RUN_TARGETS = {"host": HOST} | _NARROWER if not _EMULATED else {name: NAMED[name] for name in _EMULATED}
+"""Targets whose code this machine runs; one that would make the code that the host's does is left out. The
+variable `CORESIDENT_TEST_TARGETS` names others, for `emulation` to run: "aarch64-neon,aarch64-dotprod"."""
 TARGETS = tuple(RUN_TARGETS)
 """Their names."""
 WIDTHS = {
@@ -49,20 +54,31 @@ def graph_of(
 def run_graph(
     graph: Graph, feeds: Mapping[str, Array], target: Target = HOST, threads: int = 1, sparse: bool = True
 ) -> list[Array]:
-    """The outputs of a graph, compiled for a target that this machine runs.
+    """The outputs of a graph, compiled for a target that this machine runs or emulates.
 
-    Memory holds NaN before: what is read without having been written shows.
+    Memory holds NaN before: what is read without having been written shows. The program also runs step by
+    step between guard bands (`banded`), to the same bits.
     """
-    program = compile_graph(graph, Options(target=target, threads=threads, sparse=sparse))
+    with banded.planners() as planners:
+        program = compile_graph(graph, Options(target=target, threads=threads, sparse=sparse))
+    if target.arch != HOST.arch:
+        return emulation.run(program, [feeds[name] for name in graph.inputs])
     executor = Executor(program, threads)
     context = executor._context()
     before_job = context.job - context._memory.address
     context._memory.view[:before_job] = b"\xff" * before_job
     executor._release(context, 0)
+    arrays = [np.ascontiguousarray(feeds[name]) for name in graph.inputs]
     try:
-        return executor.run([np.ascontiguousarray(feeds[name]) for name in graph.inputs])
+        results = executor.run(arrays)
     finally:
         executor.close()
+    between = banded.run(planners[-1], program, arrays)
+    for got, again, port in zip(results, between, program.outputs):
+        for axis, counting in port.counts:
+            again = again[(*[slice(None)] * axis, slice(int(between[counting].item())))]
+        assert got.tobytes() == again.tobytes(), f"{port.name} differs between guard bands"
+    return results
 
 
 def check_node(
@@ -84,7 +100,7 @@ def check_node(
     outputs = [name for name in node.outputs if name]
     graph = graph_of([node], feeds, outputs, constants)
     wanted = evaluate(graph, dict(feeds))
-    results = run_graph(graph, feeds, (RUN_TARGETS | WIDTHS)[target], threads, sparse)
+    results = run_graph(graph, feeds, ({"host": HOST} | RUN_TARGETS | WIDTHS)[target], threads, sparse)
     for name, got in zip(outputs, results):
         want = wanted[name]
         assert (got.dtype, got.shape) == (want.dtype, want.shape), name

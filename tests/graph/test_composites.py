@@ -181,3 +181,10 @@ def test_what_contradicts_is_told(
     node = Node(op, names, ("y",), attributes, "n")
     with pytest.raises(InvalidModel, match=match):
         operator(node).infer(node, [Fact(dtype, shape) for dtype, shape in zip(dtypes, facts)])
+
+
+def test_one_hot_of_truth_values_is_told() -> None:
+    facts = [Fact(np.dtype(bool), (3,)), Fact.of(np.array(4)), Fact.of(np.float32([0, 1]))]
+    node = Node("OneHot", ("i", "d", "v"), ("y",), {}, "n")
+    with pytest.raises(InvalidModel, match="not bool"):
+        operator(node).infer(node, facts)

@@ -181,6 +181,7 @@ F32, I64, BOOL = np.dtype(np.float32), np.dtype(np.int64), np.dtype(bool)
         ("Add", [Fact(F32, (2, 3)), Fact(F32, (4,))], InvalidModel, "do not broadcast"),
         ("Add", [Fact(F32, (2,)), Fact(I64, (2,))], InvalidModel, "one type"),
         ("Add", [Fact(BOOL, (2,)), Fact(BOOL, (2,))], InvalidModel, "a number"),
+        ("Add", [Fact(F32, (2,))], InvalidModel, "1 operands; 2 are needed"),
         ("And", [Fact(F32, (2,)), Fact(F32, (2,))], InvalidModel, "bool"),
         ("Exp", [Fact(I64, (2,))], InvalidModel, "floating-point"),
         ("Where", [Fact(F32, (2,)), Fact(F32, (2,)), Fact(F32, (2,))], InvalidModel, "condition"),

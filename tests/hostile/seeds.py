@@ -60,6 +60,22 @@ def _external() -> bytes:
     return bytes(made.SerializeToString())
 
 
+def _control_flow() -> bytes:
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        m (float[3] x) => (float[3] y, float[T, 3] rows) <int64 n = {3}, bool yes = {1}> {
+            y, rows = Loop (n, yes, x) <
+                body = b (int64 i, bool c, float[3] a) => (bool c, float[3] p, float[3] a) {
+                    p = If (c) <
+                        then_branch = f () => (float[3] o) <float w = {2.0}> { o = Mul(a, w) },
+                        else_branch = g () => (float[3] a) { }
+                    >
+                }
+            >
+        }"""
+    return bytes(onnx.parser.parse_model(text).SerializeToString())
+
+
 @functools.cache
 def models() -> tuple[bytes, ...]:
     """A model each; the file w.bin beside them is 48 bytes."""
@@ -144,6 +160,7 @@ def models() -> tuple[bytes, ...]:
         model([_node("BatchNormalization", "x", "s", "s", "s", "s")], image, 9, s=_array(4)),
         _functions(),
         _external(),
+        _control_flow(),
     )
 
 

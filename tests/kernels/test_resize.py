@@ -20,7 +20,12 @@ SIZES = ("x", "", "", "sizes")
 
 
 def _check(
-    x: Array, node: Node, constants: dict[str, Array], target: str = "host", seed: int = 2, hint: object = ""
+    x: Array,
+    node: Node,
+    constants: dict[str, Array],
+    target: str = TARGETS[0],
+    seed: int = 2,
+    hint: object = "",
 ) -> None:
     graph = graph_of([node], {"x": x}, ["y"], constants)
     rng, y = np.random.default_rng(seed), graph.facts["y"].sizes

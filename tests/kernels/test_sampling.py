@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from guarded import Bench, check_emission, check_lowering, random_array, random_layout
-from support import EMIT_TARGETS, RUN_TARGETS, TARGETS, graph_of
+from support import EMIT_TARGETS, RUN_TARGETS, TARGETS, graph_of, run_graph
 
 from coresident.graph.graph import Node
 from coresident.graph.operators.sampling import GRID_PADDINGS
@@ -92,6 +92,22 @@ def test_roi_align(seed: int, target: str) -> None:
     }
     node = Node("RoiAlign", ("x", "rois", "batch"), ("y",), attributes)
     _check(node, {"x": x, "rois": rois, "batch": batch}, seed, target)
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize("ratio", [0, 3])
+def test_regions_beyond_the_picture(mode: str, ratio: int) -> None:
+    """A region as large as it likes takes no longer than the picture is large."""
+    x = -1 - np.random.default_rng(0).random((1, 700, 5, 6), np.float32)
+    ends = [(-9, -9, 30, 40), (2, 1, 900, 3), (-5, -7, 3, 2), (3, 3, 1, 2), (-1e20, -1e20, 1e20, 1e20)]
+    rois, batch = np.array(ends, np.float32), np.zeros(len(ends), np.int64)
+    attributes = {"output_height": 2, "output_width": 3, "mode": mode, "sampling_ratio": ratio}
+    node = Node("RoiAlign", ("x", "rois", "batch"), ("y",), attributes)
+    few = {"x": x[:, :2], "rois": rois[:-1], "batch": batch[:-1]}
+    _check(node, few, 0, TARGETS[0], tolerance=1e-4)
+    feeds = {"x": x, "rois": rois, "batch": batch}
+    (y,) = run_graph(graph_of([node], feeds, ["y"]), feeds)
+    assert np.abs(y[-1]).max() <= (2 if ratio else 1e-3)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -197,7 +197,7 @@ def roi_align(node: Node, plan: Plan) -> None:
         roi, channel, *bin_ = digits(item, y.shape)
         kind = pictures.kind
         picture = pictures.at(held(f, picture_of.load_index(roi), x.shape[0]), channel)
-        starts, steps, counts = [], [], []
+        starts, steps, counts, seen = [], [], [], []
         for d, size in enumerate(y.shape[2:]):
             start = regions.load(roi, 1 - d) * scale - half
             length = regions.load(roi, 3 - d) * scale - half - start
@@ -207,8 +207,10 @@ def roi_align(node: Node, plan: Plan) -> None:
             starts.append(start + step * f.convert(f.value(bin_[d], I64), kind))
             steps.append(step / f.convert(count, kind))
             counts.append(count)
+            seen.append(_seen(f, starts[d], steps[d], count, x.shape[2 + d]))
+        (first, end), (left, right) = seen
         total, started = f.var(0.0, kind), f.var(0, I64)
-        with f.loop(0, counts[0]) as i, f.loop(0, counts[1]) as j:
+        with f.loop(first, end) as i, f.loop(left, right) as j:
             places = [
                 start + (f.convert(k, kind) + 0.5) * step for start, step, k in zip(starts, steps, (i, j))
             ]
@@ -218,13 +220,32 @@ def roi_align(node: Node, plan: Plan) -> None:
             ]
             if largest:
                 most = f.maximum(f.maximum(terms[0], terms[1]), f.maximum(terms[2], terms[3]))
-                first = started.get().equals(0)
-                total.set(f.select(first, most, f.maximum(total.get(), most)))
+                none = started.get().equals(0)
+                total.set(f.select(none, most, f.maximum(total.get(), most)))
                 started.set(1)
             else:
                 total.set(total.get() + ((terms[0] + terms[1]) + (terms[2] + terms[3])))
+        if largest:
+            # Samples that are not seen are 0.
+            hidden = (end - first < counts[0]) | (right - left < counts[1])
+            floor = f.select(started.get().equals(0), 0.0, f.maximum(total.get(), 0.0))
+            total.set(f.select(hidden, floor, total.get()))
         area = f.maximum(counts[0] * counts[1], 1)
         to.store(total.get() if largest else total.get() / f.convert(area, kind), roi, channel, *bin_)
+
+
+def _seen(f: Function, start: Value, step: Value, count: Value, size: int) -> tuple[Value, Value]:
+    """The samples of a bin, first and end, among which are all that do not lie outside the picture.
+
+    A region as large as it likes thus costs no more than one of the picture's size.
+    """
+    ends = [f.unary("floor", (float(at) - start) / step - 0.5) for at in (-1, size)]
+    first, last = (f.minimum(f.maximum(f.convert(end, I64), -1), count) for end in ends)
+    forward = step > 0.0
+    none = f.constant(0, I64)
+    return f.select(forward, f.maximum(first, 0), none), f.select(
+        forward, f.maximum(f.minimum(last + 2, count), 0), count
+    )
 
 
 def _bounded(f: Function, place: Value, size: int) -> list[Tap]:

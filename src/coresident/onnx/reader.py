@@ -23,7 +23,7 @@ from coresident.graph.operator import OPERATORS
 from coresident.graph.operators.elementwise import attributes_of
 from coresident.graph.operators.generation import constant_value
 from coresident.limits import DEFAULT, Limits
-from coresident.onnx import bounds, branches, functions, quantized, text
+from coresident.onnx import bounds, control_flow, functions, quantized, text
 from coresident.onnx.proto import (
     AttributeProto,
     GraphProto,
@@ -62,10 +62,10 @@ def read(source: str | Path | bytes, limits: Limits = DEFAULT) -> Graph:
         ResourceError: the file can't be read.
     """
     if isinstance(source, bytes):
-        return _graph(_model(source, limits), None)
+        return _graph(_model(source, limits), None, limits)
     path = Path(source)
     try:
-        return _graph(_model(content_of(path, limits), limits), path.parent)
+        return _graph(_model(content_of(path, limits), limits), path.parent, limits)
     except Error as error:
         raise error.at(file=path) from error.__cause__
 
@@ -125,9 +125,9 @@ def _opset(model: ModelProto) -> int:
     return max(versions)
 
 
-def _graph(model: ModelProto, directory: Path | None) -> Graph:
+def _graph(model: ModelProto, directory: Path | None, limits: Limits) -> Graph:
     opset, graph = _opset(model), model.graph
-    branches.choose(graph)
+    control_flow.resolve(graph, opset, limits)
     _check_supported(graph.node)
     _check_names(graph)
     initializers = {t.name: array_of(t, directory, f"initializer {t.name!r}") for t in graph.initializer}
@@ -183,7 +183,8 @@ def _check_supported(nodes: Iterable[NodeProto]) -> None:
     if counts:
         listed = ", ".join(f"{op} ({n}, first {first[op]!r})" for op, n in sorted(counts.items()))
         some = next(iter(counts)) if len(counts) == 1 else None
-        raise UnsupportedModel(f"operators that are not supported: {listed}", op=some)
+        why = "".join(f"; {text}" for op, text in control_flow.EXPLANATIONS.items() if op in counts)
+        raise UnsupportedModel(f"operators that are not supported: {listed}{why}", op=some)
 
 
 def _is_known(node: NodeProto) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
 from coresident.graph.operator import Array
 from coresident.graph.operators.quantization import parameter_shape, quantised_type, spread
@@ -134,11 +133,7 @@ def _computed_point(view: View, node: Node) -> Patch | None:
         return None
     weights, offset = view.constant(node.inputs[1]), view.constant(node.input(3))
     if weights is None or (node.input(3) and offset is None) or len(node.inputs) > 4:
-        raise UnsupportedModel(
-            "a zero point and weights that are both computed while the network runs; only one of them",
-            node=node.name,
-            op=node.op,
-        )
+        return None  # The whole is written with floats, zero points and all (`operators.integer_products`).
     x, target = node.inputs[0], node.outputs[0]
     wide = weights.astype(np.int64)
     if offset is not None and node.op == "ConvInteger":

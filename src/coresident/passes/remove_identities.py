@@ -35,7 +35,9 @@ def _same_shape(view: View, node: Node) -> bool:
 
 def _identity(view: View, node: Node) -> Patch | None:
     if node.op == "Dropout":
-        return _bypass(view, node) if view.gives_one(node) else None
+        training = view.constant(node.input(2))
+        passes = not node.input(2) or (training is not None and not training.any())
+        return _bypass(view, node) if passes and view.gives_one(node) else None
     if node.op != "Identity":
         return None
     source, target = node.inputs[0], node.outputs[0]

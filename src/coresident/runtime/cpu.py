@@ -265,7 +265,8 @@ def lacking(needed: Iterable[str], found: Collection[str]) -> list[str]:
 
     Features that are not in `FEATURES` change no instruction that kernels are made of.
     """
-    return sorted(set(needed).intersection(FEATURES.get(machine(), {}).values()).difference(found))
+    known = {name for table in FEATURES.values() for name in table.values()}
+    return sorted(known.intersection(needed).difference(found))
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from coresident.errors import ArtifactError
-from coresident.runtime.memory import PAGE, CodeMemory, round_up
+from coresident.runtime.memory import PAGE, CodeMemory, Protection, round_up
 
 _MACHINES = {62: "x86_64", 183: "aarch64"}
 _PROGBITS, _SYMTAB, _RELA, _NOBITS, _REL = 1, 2, 4, 8, 9
@@ -150,24 +150,55 @@ def load(objects: Sequence[bytes | memoryview], machine: str) -> LoadedCode:
         ArtifactError: an object is corrupt, for another machine, has writable data or undefined symbols.
         ResourceError: the system refuses executable memory.
     """
-    parsed = [_parse(data) for data in objects]
-    for one in parsed:
-        if one.machine != machine:
-            raise ArtifactError(f"code for {one.machine} on a machine that runs {machine}")
-    places, code_size, size = _layout(parsed)
-    memory = CodeMemory(size)
-    image = bytearray(size)
-    for (o, s), place in places.items():
-        section = parsed[o].sections[s]
-        if section.kind != _NOBITS:
-            image[place : place + section.size] = parsed[o].data[
-                section.offset : section.offset + section.size
-            ]
-    linker = _Linker(parsed, places, image, memory.address)
-    linker.relocate()
-    code_end = round_up(code_size, PAGE)
-    memory.commit(image, [(0, code_size, "code"), (code_end, size - code_end, "constants")])
-    return LoadedCode(memory, linker.globals)
+    unplaced = Unplaced(objects, machine)
+    memory = CodeMemory(unplaced.size)
+    image, symbols = unplaced.at(memory.address)
+    code_end = round_up(unplaced.code_size, PAGE)
+    parts: list[tuple[int, int, Protection]] = [
+        (0, unplaced.code_size, "code"),
+        (code_end, unplaced.size - code_end, "constants"),
+    ]
+    memory.commit(image, parts)
+    return LoadedCode(memory, symbols)
+
+
+class Unplaced:
+    """Objects that are checked and lie in order, to be linked wherever they go.
+
+    Args:
+        objects, machine: as `load` takes them.
+
+    Attributes:
+        size: bytes in all: code, then constants on pages of their own.
+        code_size: bytes of code.
+
+    Raises:
+        ArtifactError: as `load` does.
+    """
+
+    def __init__(self, objects: Sequence[bytes | memoryview], machine: str) -> None:
+        self._parsed = [_parse(data) for data in objects]
+        for one in self._parsed:
+            if one.machine != machine:
+                raise ArtifactError(f"code for {one.machine} on a machine that runs {machine}")
+        self._places, self.code_size, self.size = _layout(self._parsed)
+
+    def at(self, base: int) -> tuple[bytearray, dict[str, int]]:
+        """The image that belongs at an address, a multiple of PAGE, and the addresses of the global symbols.
+
+        Raises:
+            ArtifactError: as `load` does.
+        """
+        image = bytearray(self.size)
+        for (o, s), place in self._places.items():
+            section = self._parsed[o].sections[s]
+            if section.kind != _NOBITS:
+                image[place : place + section.size] = self._parsed[o].data[
+                    section.offset : section.offset + section.size
+                ]
+        linker = _Linker(self._parsed, self._places, image, base)
+        linker.relocate()
+        return image, linker.globals
 
 
 def _layout(parsed: Sequence[_Object]) -> tuple[dict[tuple[int, int], int], int, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from coresident.errors import InvalidModel, UnsupportedModel
+from coresident.errors import InvalidModel
 from coresident.graph import numpy_math
 from coresident.graph.expression import COMPARISONS, ELEMENTWISE, Expression
 from coresident.graph.graph import Fact, Node
@@ -39,6 +39,14 @@ def attributes_of(node: Node) -> dict[str, Any]:
     """The attributes of a single element-wise node that its entry in `ELEMENTWISE` takes."""
     parameters = inspect.signature(ELEMENTWISE[node.op]).parameters
     return {name: value for name, value in node.attributes.items() if name in parameters}
+
+
+def _operands(node: Node) -> int:
+    """How many operands a single element-wise node takes; at least, where it is variadic."""
+    if node.op in VARIADIC:
+        return 1
+    parameters = list(inspect.signature(ELEMENTWISE[node.op]).parameters.values())[1:]
+    return len([p for p in parameters if p.kind is not p.KEYWORD_ONLY and p.default is p.empty])
 
 
 def result_type(expression: Expression, dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
@@ -77,8 +85,9 @@ def _check_types(op: str, facts: Sequence[Fact]) -> None:
 
 def _infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
     operands = [required(facts, i, "an operand") for i in range(len(facts))]
-    if not operands:
-        raise InvalidModel("an operand is missing")
+    needed = _operands(node)
+    if len(operands) < needed or (node.op not in VARIADIC and len(operands) > needed):
+        raise InvalidModel(f"{len(operands)} operands; {needed} are needed")
     _check_types(node.op, operands)
     shape = broadcast([f.sizes for f in operands])
     if node.op == "PRelu" and shape != operands[0].shape:
@@ -153,22 +162,6 @@ def _cast_like_reference(node: Node, arrays: Sequence[Array | None]) -> list[Arr
     return [numpy_math.NumpyMath().cast(required(arrays, 0, "the data"), str(like.dtype))]
 
 
-def _dropout_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
-    x, ratio, training = required(facts, 0, "the data"), optional(facts, 1), optional(facts, 2)
-    if training is not None and (training.value is None or bool(np.any(training.value))):
-        drops = ratio is None or ratio.value is None or bool(np.any(ratio.value))
-        if drops:
-            raise UnsupportedModel(
-                "Dropout in training mode; only its inference form, which passes the data on, is supported"
-            )
-    return [Fact(floating(x), x.sizes), Fact(np.dtype(bool), x.sizes)]
-
-
-def _dropout_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
-    x = required(arrays, 0, "the data")
-    return [x, np.ones(x.shape, bool)]
-
-
 for _name in sorted(ELEMENTWISE.keys() - {"Clip", "QuantizeLinear", "DequantizeLinear"}):
     register(_name, _infer, _reference)
 register("Clip", _clip_infer, _clip_reference)
@@ -176,4 +169,3 @@ register("Elementwise", _expression_infer, _expression_reference)
 register("Sum", _sum_infer, _sum_reference)
 register("Mean", _sum_infer, _sum_reference)
 register("CastLike", _cast_like_infer, _cast_like_reference)
-register("Dropout", _dropout_infer, _dropout_reference, operands=[1, 2])

@@ -111,6 +111,8 @@ def _depth(depth: Array | None) -> int:
 def _one_hot_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
     indices, pair = required(facts, 0, "indices"), required(facts, 2, "values")
     depth = _depth(values(facts, 1, ["depth"])[0])
+    if indices.dtype == np.bool_:
+        raise InvalidModel("indices must be numbers, not bool", shape=indices.shape)
     if pair.shape != (2,):
         raise InvalidModel("values must be [2], off and on", shape=pair.shape)
     shape = indices.sizes
