@@ -11,8 +11,7 @@ from coresident.sparsification import correction
 from coresident.sparsification.agreement import Agreement
 from coresident.sparsification.bias_correction import correct_biases
 from coresident.sparsification.candidates import weight_bits
-from coresident.sparsification.database import Database
-from coresident.sparsification.forms import DType, Form
+from coresident.sparsification.forms import DType
 from coresident.sparsification.network import Layer
 from coresident.sparsification.project import Project
 from coresident.sparsification.quantization import quantize
@@ -47,8 +46,8 @@ def activation_ranges(project: Project, graph: Graph) -> dict[str, Range]:
 
 def finish(
     project: Project,
-    database: Database,
-    choice: Mapping[str, Form],
+    sparse: Graph,
+    pruned: Sequence[Layer],
     dtype: DType,
     floating: Collection[str],
     probes: Samples,
@@ -57,14 +56,13 @@ def finish(
     """Build the network that was chosen.
 
     Args:
-        choice: by layer.
+        sparse: the network with the weights that were worked out for each layer by itself.
+        pruned: layers that have zeros there.
         dtype: of its products.
         floating: names of nodes that stay in float where the others become bytes.
         probes: samples by which what bytes cost is judged.
         reference: the dense network's outputs for them.
     """
-    sparse = database.stitched(project.graph, project.prunable, choice)
-    pruned = [layer for layer in project.prunable if layer.name in choice and choice[layer.name].sparsity]
     if pruned:
         sparse = _corrected(project, sparse, pruned, probes, reference)
     if dtype == "float32":

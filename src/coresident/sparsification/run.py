@@ -174,12 +174,16 @@ class Run:
         return best or self._finished(search.within(losses[:1], timings, math.inf))
 
     def _finished(self, choice: Choice) -> Made:
-        dtype = choice.losses.family.dtype
+        forms = choice.allocation.choice
+        pruned = [one for one in self._project.prunable if one.name in forms and forms[one.name].sparsity]
+        sparse = self._project.graph
+        if pruned:  # or nothing has to be worked out
+            sparse = self._database.stitched(sparse, pruned, forms)
         made = finish(
             self._project,
-            self._database,
-            choice.allocation.choice,
-            dtype,
+            sparse,
+            pruned,
+            choice.losses.family.dtype,
             self._floating,
             search.probes(self._project),
             self._reference,
