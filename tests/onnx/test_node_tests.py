@@ -17,7 +17,6 @@ import pytest
 from onnx import numpy_helper
 
 from coresident import Session
-from coresident.errors import UnsupportedModel
 
 MODULES = (
     *("convinteger", "dequantizelinear", "dynamicquantizelinear", "matmulinteger"),
@@ -26,7 +25,6 @@ MODULES = (
 """Of onnx.backend.test.case.node; each makes its cases, and their outputs, when it is imported."""
 OPERATORS = ("qlinear", "convinteger", "matmulinteger", "quantizelinear")
 TYPES = ("float32", "float16", "uint8", "int8", "uint16", "int16", "int32")
-CONSTANT_WEIGHTS = ("convinteger", "matmulinteger")
 
 
 @functools.cache
@@ -67,10 +65,6 @@ def test_node(name: str, constant: bool) -> None:
         for value in list(model.graph.input)[1:]:
             model.graph.initializer.append(numpy_helper.from_array(feeds.pop(value.name), value.name))
             model.graph.input.remove(value)
-    elif any(op in name for op in CONSTANT_WEIGHTS):
-        with pytest.raises(UnsupportedModel, match="computed"):
-            Session(model.SerializeToString(), threads=1, cache=False).run(None, feeds)
-        return
     got = Session(model.SerializeToString(), threads=1, cache=False).run(None, feeds)
     for mine, wanted in zip(got, outputs):
         assert (mine.dtype, mine.shape) == (wanted.dtype, wanted.shape)
