@@ -432,7 +432,7 @@ def test_few_small_pictures_are_made_more() -> None:
     assert enough.completed(3) is enough
     large = few.subset(range(4)).completed(0)
     assert len(large) == 256
-    wide = read(np.zeros((4, 3, 1024, 1024), np.float32), {"x": Fact(FLOAT, ("n", 3, 1024, 1024))})
+    wide = read(np.zeros((5, 3, 1024, 1024), np.float32), {"x": Fact(FLOAT, ("n", 3, 1024, 1024))})
     assert wide.completed(0) is wide
     assert read(np.zeros((40, 5)), FLAT).completed(0).names == read(np.zeros((40, 5)), FLAT).names
 

@@ -12,13 +12,21 @@ import numpy as np
 from coresident.errors import CoresidentWarning, InputError
 from coresident.graph.graph import Fact
 from coresident.sparsification.labels import stacked
-from coresident.sparsification.sources import Array, Augmented, Item, digest_of, takes_batches, takes_pictures
+from coresident.sparsification.sources import (
+    Array,
+    Augmented,
+    Item,
+    digest_of,
+    pixels_of,
+    takes_batches,
+    takes_pictures,
+)
 from coresident.vision.tensors import Preprocessing
 
 ENOUGH = 256
 """Pictures to calibrate with; more bring little."""
-_FEW = 8 << 20
-"""Elements of all pictures together: with as many, few pictures have places enough to learn from."""
+_FEW = 4 << 20
+"""Pixels of all pictures together: with as many, few pictures have places enough to learn from."""
 _STACKED, _STACKED_BYTES = 16, 1 << 20
 """How many samples a batch has where the model leaves it open, and their bytes at most: what a network
 makes of them on the way is often a hundred times as much, and is held for a whole batch."""
@@ -151,9 +159,13 @@ class Samples:
         """These samples and, where they are few small pictures, parts of them up to `ENOUGH`."""
         if not len(self) or not any(map(takes_pictures, self.inputs.values())):
             return self
-        elements = sum(int(np.prod(shape)) for item in self.items for shape in item.shapes)
+        pixels = sum(
+            pixels_of(fact, shape)
+            for item in self.items
+            for fact, shape in zip(self.inputs.values(), item.shapes)
+        )
         rounds = -(-ENOUGH // len(self)) - 1
-        return self.augmented(rounds, seed) if rounds > 0 and elements < _FEW else self
+        return self.augmented(rounds, seed) if rounds > 0 and pixels < _FEW else self
 
     def augmented(self, rounds: int, seed: int) -> Samples:
         """These samples and `rounds` times as many, each a part of one, at its size, half of them mirrored.

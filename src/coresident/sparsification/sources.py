@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -144,6 +144,13 @@ def takes_pictures(fact: Fact) -> bool:
     except InputError:
         return False
     return form.channels in (1, 3, None) and form.rank != 2
+
+
+def pixels_of(fact: Fact, shape: Sequence[int]) -> int:
+    """How many pixels an array of some shape holds; 0 where the input takes no pictures."""
+    if not takes_pictures(fact):
+        return 0
+    return int(np.prod(shape)) // (form_of(wish(fact)).channels or 1)
 
 
 def takes_batches(fact: Fact) -> bool:
