@@ -140,12 +140,11 @@ def sparsify(
     The network is left as it was before it was quantised.
     """
     first, last = sparsity
-    pruning = PRUNING if first == 0 else PRUNING / 2
     recipe = Recipe(
-        pruning + QUANTISING,
+        PRUNING + QUANTISING,
         (
-            Prune(last, 0.0, pruning / 2, initial=first, every=0.04),
-            Quantise(pruning, pruning + QUANTISING / 2, pruning + QUANTISING / 2, weight_bits=7),
+            Prune(last, 0.0, PRUNING / 2, initial=first, every=0.04),
+            Quantise(PRUNING, PRUNING + QUANTISING / 2, PRUNING + QUANTISING / 2, weight_bits=7),
             Distil(0.5, 2.0),
             LearningRate(0.05, 0.0005, curve="cosine"),
         ),

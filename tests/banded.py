@@ -17,8 +17,7 @@ from unittest import mock
 import numpy as np
 
 from coresident import compiler
-from coresident.codegen.builder import Function
-from coresident.kernels.lowering import Operand, Tensor
+from coresident.kernels.lowering import Tensor
 from coresident.runtime import elf
 from coresident.runtime.program import Program
 from coresident.schedule.planner import Planner
@@ -38,19 +37,9 @@ class BandedPlanner(Planner):
         super().__init__(*arguments)
         self.written: list[set[tuple[str, int]]] = []
 
-    def step(
-        self,
-        function: Function,
-        operands: Sequence[Operand],
-        tasks: int,
-        *,
-        reads: Sequence[Tensor] = (),
-        writes: Sequence[Tensor] = (),
-        barrier: bool = True,
-        info: dict[str, Any] | None = None,
-    ) -> None:
+    def step(self, *arguments: Any, writes: Sequence[Tensor] = (), **options: Any) -> None:
         self.written.append({(tensor.storage.kind, tensor.storage.buffer) for tensor in writes})
-        super().step(function, operands, tasks, reads=reads, writes=writes, barrier=barrier, info=info)
+        super().step(*arguments, writes=writes, **options)
 
 
 @contextmanager

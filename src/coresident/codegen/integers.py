@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from coresident.codegen.builder import Function, Value
 from coresident.codegen.target import Target
 from coresident.codegen.types import F32, I8, I16, I32
+
+Array = np.ndarray[Any, Any]
 
 _X86_WORDS = {
     128: "llvm.x86.sse2.pmadd.wd",
@@ -113,23 +118,33 @@ class Dot:
             done.append(self._add(f, cut[0], cut[1 : 1 + len(quads)], cut[1 + len(quads) :]))
         return joined(f, done)
 
-    def wide(self, f: Function, weights: Value) -> tuple[Value, ...]:
-        """A vector of any weights in range as `add_wide` takes it: where sums of two products may not fit 16
-        bits, those of even and those of odd channels, as words."""
+    def any_weights(self, f: Function, weights: Value) -> tuple[Value, ...]:
+        """A vector of any weights in range as `add_any` takes it: where sums of two products may not fit 16
+        bits, the weights without their signs, and the bits to flip in what each of them meets."""
         if not self.held:
             return (weights,)
-        words = f.bitcast(weights, I16.by(2 * weights.type.lanes))
-        return tuple(f.bitcast(w, weights.type) for w in ((words << 8) >> 8, words >> 8))
+        values = f.bitcast(weights, I8.by(4 * weights.type.lanes))
+        negative = values >> 7
+        parts = ((values ^ negative) - negative, negative ^ -128)
+        return tuple(f.bitcast(part, weights.type) for part in parts)
 
-    def add_wide(self, f: Function, total: Value, quads: Value, weights: Sequence[Value]) -> Value:
-        """A sum of 32-bit lanes plus the products of one vector of quads with what `wide` made of any
-        weights."""
+    def add_any(self, f: Function, total: Value, quads: Value, weights: Sequence[Value]) -> Value:
+        """A sum of 32-bit lanes plus the products of one vector of quads with what `any_weights` made of
+        weights, less what `lacking` says of these.
+
+        An unsigned byte x becomes the signed x - 128 for a positive weight w, and 127 - x for a negative one:
+        both are x with some bits flipped. Two products of such a byte and of w without its sign always fit 16
+        bits.
+        """
         if not self.held:
             return self.add(f, total, [quads], weights)
-        words = f.bitcast(quads, I16.by(2 * quads.type.lanes))
-        for part, weight in zip((words & 0xFF, (words >> 8) & 0xFF), weights):
-            total = WORDS.add(f, total, [f.bitcast(part, quads.type)], [weight])
-        return total
+        return self.add(f, total, [weights[0]], [quads ^ weights[1]])
+
+    def lacking(self, weights: Array) -> Array:
+        """What a product by `add_any` lacks, int64, for weights of any shape."""
+        if not self.held:
+            return np.zeros(weights.shape, np.int64)
+        return np.where(weights < 0, 127, 128) * weights.astype(np.int64)
 
     def _add(self, f: Function, total: Value, quads: Sequence[Value], weights: Sequence[Value]) -> Value:
         kind, lanes = total.type, total.type.lanes

@@ -223,10 +223,10 @@ def _cycles(
         issue = cost.integer_issue(machine, fours * (8 + 4 * dot.arithmetic) + 1)
         step = max((fours * 4 * 1.5 + 5) / machine.loads, issue, 1.25 * far, 4.0)
     ends = 12 + 4.0 * vectors * shared
-    # A single is an entry of two products of words.
+    # A single flips what it meets, and its weights are made ready.
     single = max(
         (vectors * (1.75 if unaligned else 1.0) + 2) / machine.loads + far,
-        cost.integer_issue(machine, 5 * vectors + 3),
+        cost.integer_issue(machine, 4 * vectors + 3),
         4.0,
     )
     entries = stream.steps * dot.depth + stream.singles

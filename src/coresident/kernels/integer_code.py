@@ -223,11 +223,11 @@ class _Code:
         kind, at = I32.by(self.output.lanes), position.get()
         pixels = self._read(x, at, 0)
         words = f.offset(at, self.offsets.size)
-        weights = [dot.wide(f, f.splat(f.load(I32, words, s, align=1), kind)) for s in range(shared)]
+        weights = [dot.any_weights(f, f.splat(f.load(I32, words, s, align=1), kind)) for s in range(shared)]
         for v in range(len(totals[0])):
             quads = f.load(kind, pixels, v * kind.lanes)
             for row, weight in zip(totals, weights):
-                row[v].set(dot.add_wide(f, row[v].get(), quads, weight))
+                row[v].set(dot.add_any(f, row[v].get(), quads, weight))
         position.set(f.offset(at, self.offsets.single_bytes(shared)))
 
 
@@ -281,6 +281,7 @@ def emit(
     }
     if not dense:
         details["pattern"] = "single weights" if dot.gathers else f"blocks of {dot.channels} input channels"
-    words = integer_frame.operands(plan, source, s, out, epilogue, bias, own)
+    start = (bias + packed.lacking.reshape(-1)).astype(np.int32)
+    words = integer_frame.operands(plan, source, s, out, epilogue, start, own)
     reads = [source, *epilogue.tensors]
     plan.step(f, words, work.tasks, reads=reads, writes=[out], barrier=barrier, info=details)

@@ -103,9 +103,9 @@ class _Code:
                 one = f.load(I32, f.offset(self.a, (row + r) * depth), quad, align=1)
                 xs.append(f.splat(one ^ -0x7F7F7F80 if self.flip else one, kind))
             for v in range(vectors):
-                weight = self.dot.wide(f, f.load(kind, here, v * lanes))
+                weight = self.dot.any_weights(f, f.load(kind, here, v * lanes))
                 for r, x in enumerate(xs):
-                    totals[r][v].set(self.dot.add_wide(f, totals[r][v].get(), x, weight))
+                    totals[r][v].set(self.dot.add_any(f, totals[r][v].get(), x, weight))
         for r in range(count):
             for v in range(vectors):
                 self._finish(row + r, column + v * lanes, totals[r][v].get())
@@ -176,6 +176,7 @@ def product(node: Node, plan: Plan) -> None:
     epilogue = IntegerEpilogue.of(node, plan, 5, axis=len(out.shape) - 1, planar=False)
     point = zero_point(node, plan.graph)
     start = corrected(bias, weights.sum(axis=0, dtype=np.int64), point, a.dtype, dot)
+    start = (start + dot.lacking(weights).sum(axis=0)).astype(np.int32)
     machine = cost.Machine.of(plan.target)
     macs = rows * depth * columns
     tile = _tile(rows, columns, lanes)

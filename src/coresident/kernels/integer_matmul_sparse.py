@@ -121,10 +121,10 @@ class Blocks:
         lanes = f.target.lanes(I32)
         kind = I32.by(lanes)
         places = [f.convert(f.load(I8, here, lane), I64, signed=False) for lane in range(lanes)]
-        weights = self.dot.wide(f, f.load(kind, f.offset(here, lanes), align=1))
+        weights = self.dot.any_weights(f, f.load(kind, f.offset(here, lanes), align=1))
         for base, total in zip(bases, totals):
             x = f.constant(0, kind)
             for lane, place in enumerate(places):
                 x = f.insert(x, f.load(I32, base, place, align=1), lane)
             x = x ^ -0x7F7F7F80 if self.flip else x
-            total.set(self.dot.add_wide(f, total.get(), x, weights))
+            total.set(self.dot.add_any(f, total.get(), x, weights))

@@ -1,8 +1,8 @@
 """Integer weights as the stream that a kernel reads: entries of an offset and of weights for each row.
 
 Only elements (two or four channels) with a weight that is not zero are in it. Where products are first added
-in 16 bits, entries stand in pairs that can't overflow, and after a row's pairs come the *singles*, whose
-products are widened first: any activations give the exact sum.
+in 16 bits, entries stand in pairs that can't overflow, and after a row's pairs come the *singles*: what these
+meet is flipped (`Dot.add_any`), so that any weights give the exact sum.
 """
 
 from __future__ import annotations
@@ -173,12 +173,14 @@ class Packed:
             singles, in order of these numbers within each (group, part of the rows).
         starts: [groups, parts of the rows] int64: where each begins in `stream`.
         entries: in all.
+        lacking: [groups, outputs] int64: what the sums lack because of the singles.
     """
 
     stream: Array
     rows: Array
     starts: Array
     entries: int
+    lacking: Array
 
 
 @dataclass(frozen=True)
@@ -235,14 +237,16 @@ def pack(weights: Array, offsets: Offsets, dot: Dot, shared: int, work: Cut) -> 
     streams: list[Array] = []
     rows: list[Array] = []
     starts: list[int] = []
+    lacking = np.zeros(weights.shape[:2], np.int64)
     at = entries_in_all = 0
-    for group in weights:
+    for group, lacks in zip(weights, lacking):
         whole = elements(group, dot.channels)
         for first, end in map(work.row_range, range(work.row_parts)):
             channels = first_channels(len(whole), shared)[first:end]
             e = entries(_grouped(whole, channels, shared), dot)
-            make = gathered_entries if dot.gathers else _row_entries
-            data, steps, singles = make(e, offsets, dot, end - first)
+            found = (_gathered_rows if dot.gathers else _rows)(e, offsets, dot, end - first)
+            data, steps, singles = found.data, found.steps, found.singles
+            lacks[channels[:, None] + np.arange(shared)] = found.lacking
             order = np.lexsort((-singles, -steps))
             counts = steps * dot.depth + singles
             begins = np.cumsum(counts) - counts
@@ -259,6 +263,7 @@ def pack(weights: Array, offsets: Offsets, dot: Dot, shared: int, work: Cut) -> 
         every.astype(np.uint16 if every.max(initial=0) < 1 << 16 else np.uint32),
         np.array(starts, np.int64).reshape(len(weights), -1),
         entries_in_all,
+        lacking,
     )
 
 
@@ -276,11 +281,23 @@ def _paired(e: Entries, dot: Dot, rows: int) -> tuple[Array, Array]:
     return together, np.flatnonzero(alone)
 
 
-def _row_entries(e: Entries, offsets: Offsets, dot: Dot, rows: int) -> tuple[Array, Array, Array]:
-    """The entries of the rows, [entries, bytes] uint8, and how many steps and singles each row has.
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a stream.
 
-    A step's bytes are its offsets and then its weights.
+    Args:
+        data: [entries, bytes of one] uint8, by row. A step's bytes are its offsets and then its weights.
+        steps, singles: [rows] how many each row has.
+        lacking: [rows, output channels of one] int64, as in `Packed`.
     """
+
+    data: Array
+    steps: Array
+    singles: Array
+    lacking: Array
+
+
+def _rows(e: Entries, offsets: Offsets, dot: Dot, rows: int) -> _Rows:
     picked, singles = _paired(e, dot, rows)
     size = offsets.single_bytes(e.weights.shape[1])
     parts = []
@@ -294,7 +311,9 @@ def _row_entries(e: Entries, offsets: Offsets, dot: Dot, rows: int) -> tuple[Arr
         parts.append(whole.reshape(-1, size))
     row = np.concatenate([e.row[picked].reshape(-1), e.row[singles]])
     counts = [np.bincount(e.row[i], minlength=rows) for i in (picked[:, 0], singles)]
-    return np.concatenate(parts)[np.argsort(row, kind="stable")], counts[0], counts[1]
+    lacking = np.zeros((rows, e.weights.shape[1]), np.int64)
+    np.add.at(lacking, e.row[singles], dot.lacking(e.weights[singles]).sum(axis=2))
+    return _Rows(np.concatenate(parts)[np.argsort(row, kind="stable")], counts[0], counts[1], lacking)
 
 
 def fours(e: Entries, dot: Dot, rows: int) -> tuple[Array, Array]:
@@ -337,14 +356,15 @@ def fours(e: Entries, dot: Dot, rows: int) -> tuple[Array, Array]:
     )
 
 
-def gathered_entries(e: Entries, offsets: Offsets, dot: Dot, rows: int) -> tuple[Array, Array, Array]:
-    """What `_row_entries` returns, for entries of one weight: four offsets and four weights a step."""
+def _gathered_rows(e: Entries, offsets: Offsets, dot: Dot, rows: int) -> _Rows:
+    """For entries of one weight: four offsets and four weights a step."""
     picked, there = fours(e, dot, rows)
     at = np.ascontiguousarray(offsets.table[e.column[picked]].astype(f"uint{8 * offsets.size}"))
     weights = np.where(there, e.weights[picked, 0, 0], 0).astype(np.int8)
     data = np.concatenate([at.view(np.uint8), weights.view(np.uint8)], axis=1)
     steps = np.bincount(e.row[picked[:, 0]], minlength=rows)
-    return data, steps, np.zeros(rows, np.int64)
+    none = np.zeros(rows, np.int64)
+    return _Rows(data, steps, none, none[:, None])
 
 
 def count(weights: Array, dot: Dot, shared: int, sample: int = 64) -> Count:
