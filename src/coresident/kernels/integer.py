@@ -90,6 +90,18 @@ def corrected(
     return (bias.astype(np.int64) - moved * sums.astype(np.int64)).astype(np.int32)
 
 
+def most(weights: np.ndarray[Any, Any], bias: np.ndarray[Any, Any]) -> float:
+    """That the magnitude of a sum can be.
+
+    Args:
+        weights: [outputs, ...], less their zero points.
+        bias: [outputs].
+    """
+    size = np.abs(weights).reshape(len(bias), -1).sum(axis=1, dtype=np.int64)
+    # It wraps beyond 32 bits, as ONNX has it.
+    return float(min((255 * size + np.abs(bias.astype(np.int64))).max(initial=0), 1 << 31))
+
+
 @lowers("ConvInteger", halo=halo, fill=zero_point, flat=True)
 def convolution(node: Node, plan: Plan) -> None:
     """ConvInteger (ONNX 10), with bias and the epilogue that fusion attached."""
@@ -101,7 +113,7 @@ def convolution(node: Node, plan: Plan) -> None:
         return
     point = zero_point(node, plan.graph)
     source = plan.planar(node.inputs[0], halo(node, plan.graph), point)
-    epilogue = IntegerEpilogue.of(node, plan, 5)
+    epilogue = IntegerEpilogue.of(node, plan, 5, most(weights, bias))
     taps = math.prod(weights.shape[2:])
     shape = Shape(out.shape[0], groups, inputs, outputs // groups, taps, math.prod(out.shape[2:]))
     dot = Dot.of(plan.target)

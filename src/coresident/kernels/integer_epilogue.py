@@ -30,6 +30,7 @@ class IntegerEpilogue:
         tensors: of the output's shape.
         channels: [C] arrays.
         quantised: (scale, zero point, dtype) where the expression ends by quantising with constants.
+        most: that a sum's magnitude can be.
     """
 
     expression: Expression | None
@@ -37,18 +38,22 @@ class IntegerEpilogue:
     tensors: tuple[Tensor, ...]
     channels: tuple[np.ndarray[Any, Any], ...]
     quantised: tuple[float, int, str] | None
+    most: float
 
     @staticmethod
-    def of(node: Node, plan: Plan, first_extra: int, axis: int = 1, planar: bool = True) -> IntegerEpilogue:
+    def of(
+        node: Node, plan: Plan, first_extra: int, most: float, axis: int = 1, planar: bool = True
+    ) -> IntegerEpilogue:
         """Read it from the node; the inputs from `first_extra` on belong to it.
 
         Args:
+            most: as `IntegerEpilogue` takes it.
             axis: of the output, along which channels lie.
             planar: whether tensors are wanted planar.
         """
         expression = node.get("epilogue")
         if expression is None:
-            return IntegerEpilogue(None, (), (), (), None)
+            return IntegerEpilogue(None, (), (), (), None, most)
         out = plan.graph.facts[node.outputs[0]].sizes
         kinds: list[tuple[str, Any]] = []
         tensors: list[Tensor] = []
@@ -66,7 +71,7 @@ class IntegerEpilogue:
                 wide = np.broadcast_to(full, tuple(out[d] if d == axis else 1 for d in range(len(out))))
                 channels.append(np.ascontiguousarray(wide.reshape(-1)))
         return IntegerEpilogue(
-            expression, tuple(kinds), tuple(tensors), tuple(channels), _quantised(expression, kinds)
+            expression, tuple(kinds), tuple(tensors), tuple(channels), _quantised(expression, kinds), most
         )
 
     def operands(self, plan: Plan) -> list[Operand]:
@@ -93,7 +98,7 @@ class IntegerEpilogue:
         if self.expression is None:
             return sums
         lanes = total.type.lanes
-        values = [known(sums)]
+        values = [Ranged(sums, self.most)]
         for kind, which in self.kinds:
             if kind == "full":
                 values.append(known(tensors[which]))

@@ -17,7 +17,7 @@ from coresident.codegen.types import I32, of_dtype
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
 from coresident.kernels import cost, integer_matmul_sparse
-from coresident.kernels.integer import corrected, zero_point
+from coresident.kernels.integer import corrected, most, zero_point
 from coresident.kernels.integer_epilogue import IntegerEpilogue
 from coresident.kernels.integer_matmul_sparse import Blocks
 from coresident.kernels.layout import Layout
@@ -173,7 +173,7 @@ def product(node: Node, plan: Plan) -> None:
         nest(plan, inside, [a], None, {"op": "Copy", "kernel": "copy"})
         a = inside
     dot, lanes = Dot.of(plan.target), plan.target.lanes(I32)
-    epilogue = IntegerEpilogue.of(node, plan, 5, axis=len(out.shape) - 1, planar=False)
+    epilogue = IntegerEpilogue.of(node, plan, 5, most(weights.T, bias), axis=len(out.shape) - 1, planar=False)
     point = zero_point(node, plan.graph)
     start = corrected(bias, weights.sum(axis=0, dtype=np.int64), point, a.dtype, dot)
     start = (start + dot.lacking(weights).sum(axis=0)).astype(np.int32)

@@ -54,10 +54,10 @@ def transposed(node: Node, plan: Plan) -> None:
     out = plan.tensor(node.outputs[0])
     if 0 in out.shape:
         return
-    epilogue = IntegerEpilogue.of(node, plan, 5)
+    weights, bias = _constants(node, plan)
+    epilogue = IntegerEpilogue.of(node, plan, 5, integer.most(weights, bias))
     if epilogue.tensors:
         raise UnsupportedModel("a transposed convolution can't add a tensor as it stores")
-    weights, bias = _constants(node, plan)
     groups, per_group, inputs = weights.shape[:3]
     graph = plan.graph
     w, sizes, point = _window(node, graph), _sizes(node, graph), integer.zero_point(node, graph)
