@@ -62,7 +62,7 @@ def divided(strips: int, batch: int, rows: int, threads: int, cycles: float) -> 
     tile_parts = min(strips, -(-wanted // batch))
     have = tile_parts * batch
     enough = have >= 4 * threads or (have >= threads and have % threads == 0)
-    row_parts = 1 if enough else min(rows, -(-2 * threads // have) if have < threads else 2)
+    row_parts = 1 if enough else min(rows, -(-threads // have) if have < threads else 2)
     return Cut(strips, tile_parts, rows, row_parts, 1, batch)
 
 
