@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 
 from coresident import compiler
-from coresident.kernels.lowering import Tensor
+from coresident.kernels.lowering import Operand, Tensor
 from coresident.runtime import elf
 from coresident.runtime.program import Program
 from coresident.schedule.planner import Planner
