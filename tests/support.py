@@ -10,6 +10,7 @@ from typing import Any
 import banded
 import emulation
 import numpy as np
+import pytest
 
 from coresident.codegen.target import NAMED, Target
 from coresident.compiler import Options, compile_graph, host_target
@@ -38,6 +39,11 @@ WIDTHS = {
 them, so the code that those CPUs get is run here but for the choice of instructions."""
 EMIT_TARGETS = {name: NAMED[name] for name in ("x86-64-avx512", "aarch64-neon")}
 """Targets that code is made for without running it."""
+
+
+def few(seeds: Sequence[int], count: int) -> list[Any]:
+    """Parameters of a sweep: so many of the seeds always, the others with `-m slow`."""
+    return [*seeds[:count], *(pytest.param(seed, marks=pytest.mark.slow) for seed in seeds[count:])]
 
 
 def graph_of(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import EMIT_TARGETS, RUN_TARGETS, TARGETS, WIDTHS, check_node, graph_of, run_graph
+from support import EMIT_TARGETS, RUN_TARGETS, TARGETS, WIDTHS, check_node, few, graph_of, run_graph
 
 from coresident.codegen.builder import Function, Value
 from coresident.codegen.integers import Dot
@@ -95,7 +95,7 @@ def test_random_convolutions_at_other_widths(seed: int, target: str) -> None:
 
 @pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])
 @pytest.mark.parametrize("held", [False, True])
-@pytest.mark.parametrize("seed", range(200, 220))
+@pytest.mark.parametrize("seed", few(range(200, 220), 8))
 def test_channels_in_the_lanes(seed: int, held: bool, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Products that are added at once, and such that leave out what does not fit 16 bits."""
     dots = [dot for dot in Dot.all((RUN_TARGETS | WIDTHS)[target]) if dot.held is held]

@@ -9,10 +9,14 @@ import numpy as np
 
 from coresident.graph.graph import Fact, Graph, Node
 from coresident.graph.operator import evaluate
+from coresident.sparsification.execution import Engine
 from coresident.sparsification.network import Layer, layers
 from coresident.sparsification.preparation import prepare
 
 Array = np.ndarray[Any, Any]
+
+ENGINE = Engine(1)
+"""Tests differ in numbers more than in kernels, which they share."""
 
 
 @dataclass(frozen=True)

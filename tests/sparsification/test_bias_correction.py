@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sparse_networks import ENGINE
 from test_quantizing import NETWORKS, SEED, built
 
 from coresident.errors import InputError
 from coresident.graph.operator import evaluate
 from coresident.onnx.writer import serialize
 from coresident.sparsification.bias_correction import correct_biases
-from coresident.sparsification.execution import Engine
 from coresident.sparsification.quantization import quantize
 from coresident.sparsification.ranges import ranges
 
@@ -19,9 +19,9 @@ from coresident.sparsification.ranges import ranges
 @pytest.mark.parametrize("memory", [1 << 30, 40_000])
 def test_means_come_nearer(name: str, memory: int) -> None:
     graph, batches = built(name)
-    found = ranges(graph, batches, engine=Engine(1))
+    found = ranges(graph, batches, engine=ENGINE)
     before = quantize(graph, found, weight_bits=7)
-    after = correct_biases(graph, before, lambda: batches, engine=Engine(1), memory=memory)
+    after = correct_biases(graph, before, lambda: batches, engine=ENGINE, memory=memory)
     # Only biases are different.
     changed = [n for n, a in after.initializers.items() if not np.array_equal(a, before.initializers[n])]
     assert changed
@@ -42,11 +42,11 @@ def test_means_come_nearer(name: str, memory: int) -> None:
 def test_a_layer_with_a_shift() -> None:
     """Its first layer's mean is right to a unit of the bias, on the samples that it was corrected by."""
     graph, batches = built("residual")
-    before = quantize(graph, ranges(graph, batches, engine=Engine(1)), weight_bits=7)
+    before = quantize(graph, ranges(graph, batches, engine=ENGINE), weight_bits=7)
     node = before.producers()["first"]
     bias = before.producers()[node.inputs[2]].inputs[0]
     shifted = before.with_(initializers={**before.initializers, bias: before.initializers[bias] + 1000})
-    corrected = correct_biases(graph, shifted, lambda: batches, engine=Engine(1))
+    corrected = correct_biases(graph, shifted, lambda: batches, engine=ENGINE)
     means = [
         np.mean([evaluate(each, feeds)["first"].mean((0, 2, 3)) for feeds in batches], 0)
         for each in (graph, corrected)
@@ -56,6 +56,6 @@ def test_a_layer_with_a_shift() -> None:
 
 def test_no_samples() -> None:
     graph, batches = built("residual")
-    quantised = quantize(graph, ranges(graph, batches, engine=Engine(1)))
+    quantised = quantize(graph, ranges(graph, batches, engine=ENGINE))
     with pytest.raises(InputError, match="no samples"):
-        correct_biases(graph, quantised, list, engine=Engine(1))
+        correct_biases(graph, quantised, list, engine=ENGINE)

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sparse_networks import ENGINE
 
 from coresident.errors import InputError
 from coresident.graph.graph import Fact, Graph, Node
 from coresident.graph.operator import evaluate
 from coresident.sparsification.correction import repair, resolve
-from coresident.sparsification.execution import Engine
 from coresident.sparsification.network import Layer, blocks, layers, matrices, weight_of
 from coresident.sparsification.preparation import prepare
 from coresident.sparsification.reconstruction import magnitude
@@ -58,7 +58,7 @@ def _batches(seed: int) -> list[dict[str, Array]]:
 def _pruned(graph: Graph, found: tuple[Layer, ...]) -> Graph:
     """Half of the smallest weights of each layer gone."""
     changed = dict(graph.initializers)
-    for layer, moments in collect(graph, found, lambda: _batches(2), engine=Engine(1)):
+    for layer, moments in collect(graph, found, lambda: _batches(2), engine=ENGINE):
         weight = changed[layer.weight]
         (level,) = magnitude(matrices(layer, weight), moments, blocks(layer), [0.5], "unstructured")
         changed[layer.weight] = weight_of(layer, level.weights, weight)
@@ -89,7 +89,7 @@ def test_solving_again_brings_the_output_nearer_and_keeps_zeros() -> None:
             told.append(note)
 
     one, three = (
-        resolve(dense, sparse, found, lambda: _batches(2), engine=Engine(1), stages=stages, progress=Told())
+        resolve(dense, sparse, found, lambda: _batches(2), engine=ENGINE, stages=stages, progress=Told())
         for stages in (1, 3)
     )
     assert told == ["solving again 3", "grouped", "up", "product"] * 2
@@ -106,15 +106,15 @@ def test_solving_again_brings_the_output_nearer_and_keeps_zeros() -> None:
 def test_nothing_to_correct_changes_nothing() -> None:
     dense = _network()
     found = layers(dense)
-    again = resolve(dense, dense, found, lambda: _batches(2), engine=Engine(1), stages=1)
+    again = resolve(dense, dense, found, lambda: _batches(2), engine=ENGINE, stages=1)
     for layer in found:
         np.testing.assert_allclose(
             again.initializers[layer.weight], dense.initializers[layer.weight], atol=2e-3
         )
-    assert _error(dense, repair(dense, dense, found, lambda: _batches(2), engine=Engine(1), stages=1)) < 1e-8
+    assert _error(dense, repair(dense, dense, found, lambda: _batches(2), engine=ENGINE, stages=1)) < 1e-8
     shared = [replace(layer, bias="") for layer in found]
-    assert resolve(dense, dense, shared, lambda: _batches(2), engine=Engine(1)) is dense
-    assert repair(dense, dense, shared, lambda: _batches(2), engine=Engine(1)) is dense
+    assert resolve(dense, dense, shared, lambda: _batches(2), engine=ENGINE) is dense
+    assert repair(dense, dense, shared, lambda: _batches(2), engine=ENGINE) is dense
 
 
 @pytest.mark.parametrize("scales", [True, False])
@@ -122,7 +122,7 @@ def test_repair_gives_each_channel_its_mean_again(scales: bool) -> None:
     dense = _network()
     found = layers(dense)
     sparse = _pruned(dense, found)
-    better = repair(dense, sparse, found, lambda: _batches(2), engine=Engine(1), stages=3, scales=scales)
+    better = repair(dense, sparse, found, lambda: _batches(2), engine=ENGINE, stages=3, scales=scales)
     assert _error(dense, better) < _error(dense, sparse)
     for layer in found:
         before, after = (g.initializers[layer.weight] for g in (sparse, better))
@@ -145,7 +145,7 @@ def test_biases_of_quantised_layers_are_repaired_in_their_integers() -> None:
     for node in dense.nodes:
         nodes.append(node.with_(inputs=(*node.inputs[:2], "bias.back")) if node.name == layer.name else node)
     now = dense.with_(nodes=tuple(nodes), initializers={**dense.initializers, **integers})
-    better = repair(dense, now, found, lambda: _batches(2), engine=Engine(1))
+    better = repair(dense, now, found, lambda: _batches(2), engine=ENGINE)
     assert better.initializers["q"].dtype == np.int32
     assert np.all(np.abs(better.initializers["q"]) <= 1)
     np.testing.assert_array_equal(better.initializers[layer.weight], dense.initializers[layer.weight])
@@ -158,8 +158,8 @@ def test_what_is_not_finite_is_refused() -> None:
         initializers={**dense.initializers, found[0].weight: dense.initializers[found[0].weight] * np.inf}
     )
     with pytest.raises(InputError, match="finite"), np.errstate(all="ignore"):
-        resolve(dense, broken, found, lambda: _batches(2), engine=Engine(1))
+        resolve(dense, broken, found, lambda: _batches(2), engine=ENGINE)
     with pytest.raises(InputError, match="finite"), np.errstate(all="ignore"):
-        repair(dense, broken, found, lambda: _batches(2), engine=Engine(1))
+        repair(dense, broken, found, lambda: _batches(2), engine=ENGINE)
     with pytest.raises(InputError, match="no samples"):
-        resolve(dense, dense, found, list, engine=Engine(1))
+        resolve(dense, dense, found, list, engine=ENGINE)

@@ -200,6 +200,8 @@ def test_what_is_skipped_stays(tmp_path: Path) -> None:
     before = {i.name: numpy_helper.to_array(i) for i in onnx.load_from_string(network()).graph.initializer}
     after = {i.name: numpy_helper.to_array(i) for i in onnx.load_from_string(result.model).graph.initializer}
     np.testing.assert_array_equal(before["second.w"], after["second.w"])
+    with pytest.raises(UnsupportedModel, match="quantised already"):
+        sparsify(result.model, samples(), effort="fast", threads=1)
 
 
 def test_labels_give_accuracy() -> None:
@@ -226,9 +228,3 @@ def test_labels_give_accuracy() -> None:
 def test_what_is_refused(model: object, asked: dict[str, Any], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         sparsify(network() if model is None else model, samples(), effort="fast", threads=1, **asked)
-
-
-def test_a_network_of_bytes_is_refused() -> None:
-    once = made(sparsity=0.0, quantize="int8").model
-    with pytest.raises(UnsupportedModel, match="quantised already"):
-        sparsify(once, samples(), effort="fast", threads=1)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from sparse_networks import ENGINE
 
 from coresident import Session
 from coresident.errors import InputError
@@ -16,7 +17,6 @@ from coresident.graph.graph import Fact, Graph, Node
 from coresident.graph.operator import evaluate
 from coresident.onnx.reader import read
 from coresident.onnx.writer import serialize
-from coresident.sparsification.execution import Engine
 from coresident.sparsification.network import prepare
 from coresident.sparsification.placement import float_tail, place
 from coresident.sparsification.quantization import GREATEST, WeightBits, quantize, weight_scales
@@ -163,7 +163,7 @@ def relative(have: Array, want: Array) -> float:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_engines_agree_and_products_are_of_bytes(name: str, bits: WeightBits) -> None:
     graph, batches = built(name)
-    found = ranges(graph, batches, engine=Engine(1))
+    found = ranges(graph, batches, engine=ENGINE)
     content = serialize(quantize(graph, found, weight_bits=bits))
     with Session(content, threads=1, cache=False) as session:
         steps = [step.info.get("op") for step, _ in session.profile(batches[0], 1)]
@@ -201,7 +201,7 @@ def test_parts_of_a_concat_share_its_parameters() -> None:
 
 def test_what_moves_has_one_scale() -> None:
     graph, batches = built("shuffled")
-    quantised = quantize(graph, ranges(graph, batches, engine=Engine(1)))
+    quantised = quantize(graph, ranges(graph, batches, engine=ENGINE))
     scales = {
         n.outputs[0]: quantised.initializers[n.inputs[1]] for n in quantised.nodes if n.op.startswith("Q")
     }
@@ -227,7 +227,7 @@ def test_zeros_stay_and_integers_are_in_bounds(bits: WeightBits) -> None:
             weights[1] = 0
             pruned[node.inputs[1]] = weights
     sparse = graph.with_(initializers={**graph.initializers, **pruned})
-    quantised = quantize(sparse, ranges(sparse, batches, engine=Engine(1)), weight_bits=bits)
+    quantised = quantize(sparse, ranges(sparse, batches, engine=ENGINE), weight_bits=bits)
     for name, weights in pruned.items():
         integers = quantised.initializers[f"{name}.quantized"]
         assert integers.dtype == np.int8
@@ -259,7 +259,7 @@ def test_a_channel_of_zeros_keeps_its_bias() -> None:
     constants[node.inputs[2]][:] = [1e-3, 5, 123.456, 50]
     graph = graph.with_(initializers=constants)
     feeds = {"x": net.rng.standard_normal(net.shape).astype(np.float32)}
-    content = serialize(quantize(graph, ranges(graph, [feeds], engine=Engine(1))))
+    content = serialize(quantize(graph, ranges(graph, [feeds], engine=ENGINE)))
     for outputs in (_run(content, feeds), onnxruntime_outputs(content, feeds, exact=True)):
         np.testing.assert_allclose(outputs[0][:, 2], 123.456, rtol=1e-3)
         np.testing.assert_allclose(outputs[0][:, 3], 50, rtol=1e-3)
@@ -267,7 +267,7 @@ def test_a_channel_of_zeros_keeps_its_bias() -> None:
 
 def test_layers_that_are_skipped() -> None:
     graph, batches = built("residual")
-    found = ranges(graph, batches, engine=Engine(1))
+    found = ranges(graph, batches, engine=ENGINE)
     content = serialize(quantize(graph, found, skip=["first", "third"]))
     with Session(content, threads=1, cache=False) as session:
         steps = [step.info.get("op") for step, _ in session.profile(batches[0], 1)]
@@ -312,18 +312,18 @@ def test_normalisations_over_channels_stay_in_floats() -> None:
 def test_ranges_need_samples_that_are_numbers() -> None:
     graph, batches = built("residual")
     with pytest.raises(InputError, match="no samples"):
-        ranges(graph, [], engine=Engine(1))
+        ranges(graph, [], engine=ENGINE)
     broken = {"x": np.full_like(batches[0]["x"], np.nan)}
     with pytest.raises(InputError, match="'x' is NaN"):
-        ranges(graph, [broken], engine=Engine(1))
+        ranges(graph, [broken], engine=ENGINE)
     with pytest.raises(InputError, match="no range"):
         quantize(graph, {})
 
 
 def test_ranges_in_groups_are_as_in_one() -> None:
     graph, batches = built("unet")
-    whole = ranges(graph, batches, engine=Engine(1), method="minmax")
-    assert ranges(graph, iter(batches), engine=Engine(1), method="minmax", memory=60_000) == whole
+    whole = ranges(graph, batches, engine=ENGINE, method="minmax")
+    assert ranges(graph, iter(batches), engine=ENGINE, method="minmax", memory=60_000) == whole
     values = evaluate(graph, batches[0])
     assert list(whole) == list(place(graph).values)
     for name, found in whole.items():

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sparse_networks import CASES, prepared
+from sparse_networks import CASES, ENGINE, prepared
 
 from coresident.errors import InputError
 from coresident.graph.graph import Fact, Graph, Node
 from coresident.sparsification import statistics
-from coresident.sparsification.execution import Engine
 from coresident.sparsification.network import layers, problems
 from coresident.sparsification.preparation import prepare
 from coresident.sparsification.statistics import Sampler, collect, pictures
@@ -25,7 +24,7 @@ def test_moments_are_those_of_all_positions(name: str) -> None:
     case, rng = CASES[name], np.random.default_rng(1)
     graph, layer = prepared(case, rng)
     batches = [{"x": rng.standard_normal(case.x).astype(np.float32)} for _ in range(3)]
-    ((found, moments),) = collect(graph, [layer], lambda: batches, engine=Engine(1))
+    ((found, moments),) = collect(graph, [layer], lambda: batches, engine=ENGINE)
     assert found is layer
     assert len(moments) == len(problems(layer))
     for number, each in enumerate(moments):
@@ -58,9 +57,9 @@ def test_the_same_positions_are_drawn_for_the_same_seed_however_layers_are_group
     graph, rng = _two_layers(), np.random.default_rng(3)
     both = layers(graph)
     batches = [{"x": rng.standard_normal((4, 8, 20, 20)).astype(np.float32)} for _ in range(2)]
-    together = {a.name: m for a, m in collect(graph, both, lambda: batches, engine=Engine(1), seed=5)}
-    apart = {a.name: m for a, m in collect(graph, both, lambda: batches, engine=Engine(1), seed=5, memory=1)}
-    other = {a.name: m for a, m in collect(graph, both[:1], lambda: batches, engine=Engine(1), seed=6)}
+    together = {a.name: m for a, m in collect(graph, both, lambda: batches, engine=ENGINE, seed=5)}
+    apart = {a.name: m for a, m in collect(graph, both, lambda: batches, engine=ENGINE, seed=5, memory=1)}
+    other = {a.name: m for a, m in collect(graph, both[:1], lambda: batches, engine=ENGINE, seed=6)}
     for name in ("first", "second"):
         assert 0 < together[name][0].count < 8 * 400
         np.testing.assert_array_equal(together[name][0].mean, apart[name][0].mean)
@@ -83,14 +82,14 @@ def test_samples_that_are_missing_or_not_finite_are_refused() -> None:
     graph = _two_layers()
     both = layers(graph)
     with pytest.raises(InputError, match="no samples"):
-        list(collect(graph, both, list, engine=Engine(1)))
+        list(collect(graph, both, list, engine=ENGINE))
     x = np.ones((4, 8, 20, 20), np.float32)
     assert pictures(lambda: [{"x": x}, {"x": x}]) == 8
     x[1] = np.nan
     with pytest.raises(InputError, match="not finite") as error:
-        list(collect(graph, both, lambda: [{"x": x}], engine=Engine(1)))
+        list(collect(graph, both, lambda: [{"x": x}], engine=ENGINE))
     assert error.value.node == "first"
     x[:] = 1e25
     with pytest.raises(InputError, match=r"too large|not finite"), np.errstate(all="ignore"):
-        list(collect(graph, both[:1], lambda: [{"x": x}], engine=Engine(1)))
-    assert list(collect(graph, [], list, engine=Engine(1))) == []
+        list(collect(graph, both[:1], lambda: [{"x": x}], engine=ENGINE))
+    assert list(collect(graph, [], list, engine=ENGINE)) == []

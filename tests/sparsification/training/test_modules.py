@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="modules need PyTorch: pip install '
 from torch import nn  # noqa: E402
 
 from coresident import Session, sparsify  # noqa: E402
-from coresident.errors import CoresidentWarning, InputError, ModelError  # noqa: E402
+from coresident.errors import InputError, ModelError  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,9 @@ def _run(model: bytes, pictures: Any) -> Any:
 
 def test_a_module_becomes_the_network_that_it_is() -> None:
     module, pictures = _module(), _pictures()
-    result = sparsify(module, pictures, sparsity=0.0, quantize="none", threads=1)
+    samples = [{"picture": one[None]} for one in pictures]
+    shapes = {"picture": (1, 3, 12, 12)}
+    result = sparsify(module, samples, shapes=shapes, sparsity=0.0, quantize="none", threads=1)
     assert module.training, "it is left as it was"
     with torch.no_grad():
         wanted = module.eval()(torch.from_numpy(pictures)).numpy()
@@ -66,12 +68,3 @@ def test_what_a_module_takes_has_to_be_known() -> None:
         sparsify(_module(), samples, sparsity=0.5)
     with pytest.raises((InputError, ModelError), match=r"(?i)export|run"):
         sparsify(_module(), _pictures()[:, :2], sparsity=0.5)
-
-
-def test_shapes_name_the_arguments() -> None:
-    samples = [{"input": one[None]} for one in _pictures()[:8]]
-    with pytest.warns(CoresidentWarning, match="few to calibrate"):
-        result = sparsify(
-            _module(), samples, shapes={"input": (1, 3, 12, 12)}, sparsity=0.0, quantize="none", threads=1
-        )
-    assert _run(result.model, _pictures()[:1]).shape == (1, 5)
