@@ -75,7 +75,7 @@ def runs(layout: Layout) -> list[Item]:
         border = np.concatenate([np.arange(-before, 0), np.arange(size, size + after)]) * stride
         parts = [*inside[:d], border, *around[d + 1 :]]
         slabs.append(sum(np.ix_(*parts), np.zeros((), np.int64)).ravel())
-    places = np.unique(np.concatenate(slabs))
+    places = np.sort(np.concatenate(slabs))
     if not places.size:
         return []
     cuts = np.flatnonzero(np.diff(places) != 1) + 1
