@@ -100,3 +100,13 @@ def test_what_is_behind_a_layer(readers: list[Node], expected: bool) -> None:
     )
     assert is_rectified(graph, "v") == expected
     assert not is_rectified(graph.with_(outputs=("v",)), "v")
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_what_varies_little_around_a_large_mean_is_seen(keeps: bool) -> None:
+    x, weights, bias, mask = _problem(8)
+    means = 1e4 * np.ones((len(x), 1), np.float32)
+    high = np.full(len(bias), 1e6, np.float32)  # behind the ReLU all shows
+    near, _ = _fit(x, weights, high, mask, keeps=keeps)
+    far, _ = _fit(x + means, weights, high, mask, keeps=keeps)
+    np.testing.assert_allclose(far, near, rtol=0, atol=0.05 * np.abs(near).max())

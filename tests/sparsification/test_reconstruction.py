@@ -31,7 +31,7 @@ def _data(seed: int, columns: int, count: int = 400) -> Array:
 
 
 def _moments(x: Array) -> Moments:
-    return Moments(len(x), x.mean(axis=0), (x.T @ x / len(x)).astype(np.float32))
+    return Moments(len(x), x.mean(axis=0), np.cov(x.T, bias=True).astype(np.float32))
 
 
 def _weights(seed: int, rows: int, columns: int) -> Array:
@@ -239,7 +239,7 @@ def test_what_cannot_be_worked_with_is_refused() -> None:
     with pytest.raises(InputError, match="no data"):
         levels([w], [Moments(0, np.zeros(8), np.zeros((8, 8), np.float32))], units, [0.5], "4block")
     broken = _moments(x)
-    broken.second[0, 0] = np.nan
+    broken.covariance[0, 0] = np.nan
     with pytest.raises(InputError, match="finite"):
         levels([w], [broken], units, [0.5], "4block")
     with pytest.raises(ValueError, match="ascend"):

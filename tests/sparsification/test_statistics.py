@@ -9,6 +9,7 @@ from sparse_networks import CASES, ENGINE, prepared
 from coresident.errors import InputError
 from coresident.graph.graph import Fact, Graph, Node
 from coresident.sparsification import statistics
+from coresident.sparsification.moments import MomentSums
 from coresident.sparsification.network import layers, problems
 from coresident.sparsification.preparation import prepare
 from coresident.sparsification.statistics import Sampler, collect, pictures
@@ -63,7 +64,9 @@ def test_the_same_positions_are_drawn_for_the_same_seed_however_layers_are_group
     for name in ("first", "second"):
         assert 0 < together[name][0].count < 8 * 400
         np.testing.assert_array_equal(together[name][0].mean, apart[name][0].mean)
-        np.testing.assert_allclose(together[name][0].second, apart[name][0].second, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            together[name][0].covariance, apart[name][0].covariance, rtol=1e-4, atol=1e-4
+        )
     assert np.any(together["first"][0].mean != other["first"][0].mean)
     # Chosen positions are few, but tell the same.
     np.testing.assert_allclose(together["first"][0].mean, other["first"][0].mean, atol=0.25)
@@ -93,3 +96,16 @@ def test_samples_that_are_missing_or_not_finite_are_refused() -> None:
     with pytest.raises(InputError, match=r"too large|not finite"), np.errstate(all="ignore"):
         list(collect(graph, both[:1], lambda: [{"x": x}], engine=ENGINE))
     assert list(collect(graph, [], list, engine=ENGINE)) == []
+
+
+def test_small_variances_do_not_drown_in_large_means() -> None:
+    rng = np.random.default_rng(3)
+    low = rng.standard_normal((6, 1)) * rng.standard_normal((6, 500))
+    x = (3000 + low).astype(np.float32)
+    sums = MomentSums()
+    for part in np.array_split(x, 7, axis=1):
+        sums.add(part)
+    found = sums.moments()
+    np.testing.assert_allclose(found.mean, x.mean(axis=1, dtype=np.float64), rtol=1e-7)
+    exact = np.cov(x.astype(np.float64), bias=True)
+    np.testing.assert_allclose(found.covariance, exact, rtol=0, atol=1e-4 * np.abs(exact).max())

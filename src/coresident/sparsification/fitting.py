@@ -17,6 +17,7 @@ from coresident.errors import InputError
 from coresident.graph.graph import Graph
 from coresident.graph.operator import Array
 from coresident.sparsification.masked import solve
+from coresident.sparsification.moments import MomentSums
 from coresident.sparsification.network import Layer
 
 DAMPING = 0.1
@@ -32,25 +33,28 @@ class Pairs:
     the values too where they are kept."""
 
     keeps: bool = False
-    count: int = 0
-    x: Array | float = 0.0
+    sums: MomentSums = field(default_factory=MomentSums)
     y: Array | float = 0.0
-    xx: Array | float = 0.0
     yx: Array | float = 0.0
-    seen: list[Array] = field(default_factory=list)
+    moved: list[Array] = field(default_factory=list)
     wanted: list[Array] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Samples."""
+        return self.sums.count
 
     def add(self, x: Array, y: Array) -> None:
         """Count samples: x [columns, samples], y [rows, samples]."""
-        self.count += x.shape[1]
-        self.x = self.x + x.sum(axis=1, dtype=np.float64)
-        self.xx = self.xx + x @ x.T
+        if not x.shape[1]:
+            return
+        moved = self.sums.add(x)
         if self.keeps:
-            self.seen.append(x)
+            self.moved.append(moved)
             self.wanted.append(y)
         else:
             self.y = self.y + y.sum(axis=1, dtype=np.float64)
-            self.yx = self.yx + y @ x.T
+            self.yx = self.yx + y @ moved.T
 
 
 def is_rectified(graph: Graph, value: str) -> bool:
@@ -84,34 +88,32 @@ def fitted(
     Raises:
         InputError: values that are not finite; names the layer.
     """
-    x = np.asarray(pairs.x) / pairs.count
-    gram = np.asarray(pairs.xx) / np.float32(pairs.count)
+    moments = pairs.sums.moments()
+    gram = moments.covariance if centred else moments.second
     if not np.all(np.isfinite(gram)):
         raise _not_finite(layer)
-    if centred:
-        gram = gram - np.outer(x, x).astype(np.float32)
+    # Products with y are about the pivot.
+    about = moments.mean - pairs.sums.pivot if centred else -pairs.sums.pivot.astype(np.float64)
     scale = float(np.diagonal(gram).mean())
     damping = np.float32(DAMPING * scale if scale > 0 else 1)
     gram[np.diag_indices(len(gram))] += damping
 
     def solved(y: Array, yx: Array, start: Array) -> tuple[Array, Array]:
-        target = yx / np.float32(pairs.count)
+        target = yx / np.float32(pairs.count) - np.outer(y, about).astype(np.float32)
         if not np.all(np.isfinite(target)):
             raise _not_finite(layer)
-        if centred:
-            target = target - np.outer(y, x).astype(np.float32)
         weights = solve(gram, target + damping * now, now != 0, start, original)
-        return weights, y - weights @ x
+        return weights, y - weights @ moments.mean
 
     if not pairs.keeps:
         return solved(np.asarray(pairs.y) / pairs.count, np.asarray(pairs.yx), now)
-    seen, wanted = np.concatenate(pairs.seen, axis=1), np.concatenate(pairs.wanted, axis=1)
+    moved, wanted = np.concatenate(pairs.moved, axis=1), np.concatenate(pairs.wanted, axis=1)
     floor = -bias[:, None].astype(np.float32)
     hidden = wanted <= floor
     target, weights = wanted, now
     for _ in range(ROUNDS):
-        weights, shift = solved(target.mean(axis=1, dtype=np.float64), target @ seen.T, weights)
-        made = weights @ seen + shift[:, None].astype(np.float32)
+        weights, shift = solved(target.mean(axis=1, dtype=np.float64), target @ moved.T, weights)
+        made = weights @ moved + (shift + weights @ pairs.sums.pivot)[:, None].astype(np.float32)
         target = np.where(hidden, np.minimum(made, floor), wanted)
     return weights, shift
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
@@ -13,7 +12,7 @@ from coresident.graph.graph import Graph
 from coresident.graph.operator import Array
 from coresident.sparsification.blas import one_thread
 from coresident.sparsification.execution import Engine, activations
-from coresident.sparsification.moments import Moments
+from coresident.sparsification.moments import Moments, MomentSums
 from coresident.sparsification.network import Layer, Problem, problems
 from coresident.sparsification.unfolding import columns, positions
 
@@ -126,37 +125,32 @@ class Sampler:
         return np.concatenate(chosen)
 
 
-@dataclass
 class _Sums:
-    layer: Layer
-    number: int
-    count: int = 0
-    first: Array | float = 0.0
-    second: Array | None = None
+    """Of one problem of a layer."""
+
+    def __init__(self, layer: Layer, number: int) -> None:
+        self._layer, self._number, self._sums = layer, number, MomentSums()
 
     def add(self, x: Array) -> None:
-        self.count += x.shape[1]
-        self.first = self.first + x.sum(axis=1, dtype=np.float64)
-        if not np.all(np.isfinite(self.first)):
-            raise InputError(
-                "the activations that the layer reads are not finite", node=self.layer.name, op=self.layer.op
-            )
-        product = x @ x.T
-        if self.second is None:
-            self.second = product
-        else:
-            self.second += product
+        if not x.shape[1]:
+            return
+        self._sums.add(x)
+        if not np.all(np.isfinite(self._sums.first)):
+            raise self._error("not finite")
 
     def moments(self) -> Moments:
-        size = len(problems(self.layer)[self.number].taps) * self.layer.inputs_in_group
-        if self.second is None or not self.count:
+        if not self._sums.count:
+            size = len(problems(self._layer)[self._number].taps) * self._layer.inputs_in_group
             return Moments(0, np.zeros(size), np.zeros((size, size), np.float32))
-        self.second /= np.float32(self.count)
-        if not np.all(np.isfinite(self.second)):
-            raise InputError(
-                "the activations that the layer reads are too large", node=self.layer.name, op=self.layer.op
-            )
-        return Moments(self.count, np.asarray(self.first) / self.count, self.second)
+        found = self._sums.moments()
+        if not np.all(np.isfinite(found.covariance)):
+            raise self._error("too large")
+        return found
+
+    def _error(self, what: str) -> InputError:
+        return InputError(
+            f"the activations that the layer reads are {what}", node=self._layer.name, op=self._layer.op
+        )
 
 
 def _bytes(layer: Layer) -> int:
