@@ -104,6 +104,54 @@ def test_detection_head() -> None:
     check(nodes, calls, ["kept", "detections", "peak"], constants)
 
 
+def test_boxes_chosen_before_suppression() -> None:
+    """A mask that indexes several arrays, as exporters write it; what is left is suppressed, and indexed."""
+    rng = np.random.default_rng(SEED)
+    corners = np.sort(rng.random((17, 2, 2)), axis=1).reshape(17, 4).astype(np.float32)
+    calls = [
+        {"boxes": corners, "scores": rng.random(17, np.float32) * np.float32(scale)}
+        for scale in (1, 0.7, 0.1)
+    ]
+    nodes = [
+        node("Greater", "scores least", "sure"),
+        node("NonZero", "sure", "found"),
+        node("Transpose", "found", "rows"),
+        node("GatherND", "boxes rows", "b"),
+        node("NonZero", "sure", "again"),
+        node("Squeeze", "again first", "index"),
+        node("Max", "index", "alone"),
+        node("Shape", "alone", "shape"),
+        node("Expand", "index shape", "whole"),
+        node("Gather", "scores whole", "s"),
+        node("Unsqueeze", "s last", "column"),
+        node("Mul", "b column", "moved"),
+        node("Unsqueeze", "b first", "b3"),
+        node("Unsqueeze", "s both", "s3"),
+        node("NonMaxSuppression", "b3 s3 most overlap", "kept"),
+        node("Gather", "kept two", "chosen", axis=1),
+        node("Gather", "b chosen", "y"),
+        node("Unsqueeze", "chosen last", "k"),
+        node("GatherND", "s k", "z"),
+    ]
+    constants = {
+        "least": np.float32(0.5), "first": np.array([0]), "last": np.array([1]), "both": np.array([0, 1]),
+        "most": np.array([50]), "overlap": np.float32([0.3]), "two": np.array(2),
+    }  # fmt: skip
+    check(nodes, calls, ["moved", "y", "z"], constants)
+
+
+def test_the_last_of_what_is_found() -> None:
+    calls = [{"x": x} for x in (normal(3, 7), np.abs(normal(3, 7)))]
+    nodes = [
+        node("Relu", "x", "r"),
+        node("NonZero", "r", "found"),
+        node("Gather", "found minus", "last", axis=1),
+        node("Transpose", "found", "rows"),
+        node("GatherND", "rows end", "again"),
+    ]
+    check(nodes, calls, ["last", "again"], {"minus": np.array(-1), "end": np.array([[-1], [0]])})
+
+
 def test_what_would_take_absent_elements_for_data_is_refused() -> None:
     for last in (
         node("ReduceSum", "found", "y", keepdims=0),

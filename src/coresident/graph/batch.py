@@ -185,6 +185,14 @@ def _by_index(node: Node, inputs: Facts, tags: Sequence[Tag], results: Sequence[
     return axes.pop()
 
 
+def _gathered(node: Node, inputs: Facts, tags: Sequence[Tag], results: Sequence[Fact]) -> Tag:
+    data = inputs[0]
+    assert data is not None
+    if tags[0] == int(node.get("axis", 0)) % len(data.shape):
+        raise _Dependent("pictures are chosen by index")
+    return _by_index(node, inputs, tags, results)
+
+
 def _first(node: Node, inputs: Facts, tags: Sequence[Tag], results: Sequence[Fact]) -> Tag:
     """Pictures in the first dimension of the first input; the others are fixed."""
     if tags[0] != 0 or any(tag is not None for tag in tags[1:]) or len(results) != 1:
@@ -284,7 +292,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (
             *(*ELEMENTWISE, "Sum", "Mean", "CastLike", "Transpose", "Slice", "Split", "Expand", "Tile"),
-            *(*_RESHAPING, "Concat", "Gather", "Softmax", "LogSoftmax", "ArgMax", "ArgMin", "TopK"),
+            *(*_RESHAPING, "Concat", "GatherElements", "Softmax", "LogSoftmax", "ArgMax", "ArgMin", "TopK"),
             *(f"Reduce{kind}" for kind in ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare")),
         ),
         _by_index,
@@ -299,6 +307,7 @@ _RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization", "LpNormalization"), _normalised),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _quantised),
+    "Gather": _gathered,
     "Gemm": _gemm,
     "MatMul": _matmul,
     "Pad": _padded,

@@ -75,6 +75,16 @@ class Body:
         """The name of a new constant number, of the type of another value."""
         return self.constant(value, self.dtype(name))
 
+    def counting(self, name: str, axis: int) -> str:
+        """What holds how many elements there are along an axis, int64[1]; "" where that is the axis' size.
+
+        It is made before this node where the data decides it (`graph.counted`).
+        """
+        found = dict(self.fact(name).counts).get(axis, "")
+        if found:
+            self._facts.setdefault(found, Fact(np.dtype(np.int64), (1,)))
+        return found
+
     def add(self, op: str, *inputs: str, **attributes: Any) -> str:
         """Add a node of one output; returns its name."""
         return self.add_many(op, inputs, 1, **attributes)[0]

@@ -138,16 +138,24 @@ def _concat(node: Node, inputs: Sequence[Fact | None], results: Sequence[Fact]) 
 
 @_rule("Gather")
 def _gather(node: Node, inputs: Sequence[Fact | None], results: Sequence[Fact]) -> list[Counts]:
-    """Counted indices give as many slices; of counted data, other dimensions may be indexed."""
+    """Counted indices give as many slices; a counted dimension that is indexed is gone."""
     data, indices = inputs
     axis = int(node.get("axis", 0)) % len(required_sizes(data))
     rank = len(required_sizes(indices))
     found = {axis + d: name for d, name in _of(indices).items()}
-    for d, name in _of(data).items():
-        if d == axis:
-            raise _refused("indexing")
-        found[d if d < axis else d + rank - 1] = name
+    found |= {d if d < axis else d + rank - 1: name for d, name in _of(data).items() if d != axis}
     return [found]
+
+
+@_rule("GatherElements")
+def _gather_elements(node: Node, inputs: Sequence[Fact | None], results: Sequence[Fact]) -> list[Counts]:
+    """Along another dimension than the counted ones, which data and indices have in common."""
+    data, indices = (_of(fact) for fact in inputs[:2])
+    axis = int(node.get("axis", 0)) % max(len(results[0].shape), 1)
+    sizes = [required_sizes(fact) for fact in inputs[:2]]
+    if data != indices or axis in data or any(sizes[0][d] != sizes[1][d] for d in data):
+        raise _refused("indexing")
+    return [data]
 
 
 @_rule("OneHot")

@@ -36,19 +36,20 @@ def select_boxes(node: Node, plan: Plan) -> None:
     kept = y.shape[0] // groups if groups else 0
     picked = plan.temporary(Layout.contiguous((groups, kept)), np.int64)
     found = plan.temporary(Layout.contiguous((groups,)), np.int64)
-    named = [plan.tensor(name) if name else None for name in (node.input(3), node.input(4))]
-    thresholds = [tensor for tensor in named if tensor is not None]
+    named = [plan.tensor(name) if name else None for name in (node.input(3), node.input(4), node.input(5))]
+    limits = [tensor for tensor in named if tensor is not None]
     plan.scratch(total * (8 + scores.dtype.itemsize))
     info = {"op": node.op, "nodes": [node.name], "kernel": "best boxes"}
-    reads = [boxes, scores, *thresholds]
+    reads = [boxes, scores, *limits]
     writes, cost = [picked, found], 20 * total + 10 * kept * kept
     with items(plan, "select_boxes", groups, cost, writes, reads, info) as (f, group, accesses):
-        chosen, many, corners, score, *limits = accesses
+        chosen, many, corners, score, *given = accesses
         kind = score.kind
-        at = iter(limits)
-        overlap, least = (
-            next(at).load(*[0] * len(tensor.shape)) if tensor is not None else f.constant(default, kind)
-            for tensor, default in zip(named, (0.0, -math.inf))
+        at = iter(given)
+        defaults = f.constant(0.0, kind), f.constant(-math.inf, kind), f.constant(total, I64)
+        overlap, least, number_of_boxes = (
+            next(at).load(*[0] * len(tensor.shape)) if tensor is not None else default
+            for tensor, default in zip(named, defaults)
         )
         n, c = digits(group, (batch, classes))
         left, number = f.var(0, I64), f.var(0, I64)
@@ -64,7 +65,7 @@ def select_boxes(node: Node, plan: Plan) -> None:
         def better(a: Entry, b: Entry) -> Value:
             return (a[0] > b[0]) | (a[0].equals(b[0]) & (a[1] < b[1]))
 
-        with f.loop(0, total) as i:
+        with f.loop(0, number_of_boxes) as i:
             value = score.load(n, c, i)
             with f.when(value > least):
                 put(left.get(), (value, i))

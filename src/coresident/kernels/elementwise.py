@@ -57,14 +57,6 @@ def clip(node: Node, plan: Plan) -> None:
     compute(node, plan, lambda math, values: act(math, *values))
 
 
-@lowers("CastLike")
-def cast_like(node: Node, plan: Plan) -> None:
-    """Cast to the type of the second input."""
-    dtype = plan.tensor(node.outputs[0]).dtype.name
-    alone = node.with_(inputs=node.inputs[:1])
-    compute(alone, plan, lambda math, values: math.cast(_all(values)[0], dtype))
-
-
 @lowers("Elementwise")
 def fused(node: Node, plan: Plan) -> None:
     """A fused chain: attribute "expression" over the node's inputs."""

@@ -16,7 +16,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "boxes": ("SelectBoxes",),
     "columns": ("Columns", "Fold"),
     "convolution": ("Conv",),
-    "elementwise": ("CastLike", "Elementwise", "Mean", "Sum", *sorted(ELEMENTWISE.keys() - {"Identity"})),
+    "elementwise": ("Elementwise", "Mean", "Sum", *sorted(ELEMENTWISE.keys() - {"Identity"})),
     "extremes": ("ArgMax", "ArgMin"),
     "gather": ("Gather", "GatherElements", "OneHot"),
     "integer": ("ConvInteger",),

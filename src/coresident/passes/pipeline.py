@@ -18,10 +18,12 @@ from coresident.passes import (
     merge_scales,
     move_quantization,
     recognise_activations,
+    recognise_norms,
     recognise_pooling,
     reduce_strength,
     remove_identities,
     share_duplicates,
+    share_finders,
     sink_transposes,
     widen_half,
 )
@@ -43,6 +45,7 @@ PASSES: tuple[Pass, ...] = (
     remove_identities.PASS,
     # Before strength is reduced: it rewrites the products and bounds that activations are recognised by.
     recognise_activations.PASS,
+    recognise_norms.PASS,
     reduce_strength.PASS,
     collapse_movement.PASS,
     sink_transposes.PASS,
@@ -78,7 +81,7 @@ def optimise(graph: Graph, verify: bool = False) -> Graph:
         InvalidModel, UnsupportedModel: the model contradicts itself or needs what is not supported (`infer`).
         RuntimeError: a pass is wrong (found by `verify`, or a pass that finds no end).
     """
-    graph = infer(graph)
+    graph = infer(share_finders.share_finders(graph))
     for step in PASSES:
         before, graph = graph, step.run(graph)
         if verify:

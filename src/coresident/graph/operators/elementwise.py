@@ -14,6 +14,7 @@ import numpy as np
 
 from coresident.errors import InvalidModel
 from coresident.graph import numpy_math
+from coresident.graph.composite import Body, composite
 from coresident.graph.expression import COMPARISONS, ELEMENTWISE, Expression
 from coresident.graph.graph import Fact, Node
 from coresident.graph.operator import register
@@ -151,15 +152,11 @@ def _sum_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
     return [np.asarray(total)]
 
 
-def _cast_like_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
-    return [
-        Fact(required(facts, 1, "the value of the type wanted").dtype, required(facts, 0, "the data").sizes)
-    ]
-
-
-def _cast_like_reference(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
-    like = required(arrays, 1, "the value of the type wanted")
-    return [numpy_math.NumpyMath().cast(required(arrays, 0, "the data"), str(like.dtype))]
+@composite("CastLike")
+def _cast_like(body: Body) -> list[str]:
+    x, like = body.inputs
+    attributes = {**body.node.attributes, "to": body.dtype(like).name}
+    return [body.add("Cast", x, **attributes)]
 
 
 for _name in sorted(ELEMENTWISE.keys() - {"Clip", "QuantizeLinear", "DequantizeLinear"}):
@@ -168,4 +165,3 @@ register("Clip", _clip_infer, _clip_reference)
 register("Elementwise", _expression_infer, _expression_reference)
 register("Sum", _sum_infer, _sum_reference)
 register("Mean", _sum_infer, _sum_reference)
-register("CastLike", _cast_like_infer, _cast_like_reference)

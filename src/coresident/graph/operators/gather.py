@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from coresident.errors import InvalidModel
-from coresident.graph.composite import Body, composite
+from coresident.graph.composite import Body, composite, expands
 from coresident.graph.graph import Fact, Node
 from coresident.graph.operator import register
 from coresident.graph.operators.operands import axis_in, required, values
@@ -61,18 +61,40 @@ def _gather_elements(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
     return [np.take_along_axis(x[cut], np.where(indices < 0, indices + x.shape[axis], indices), axis)]
 
 
-def linear_index(body: Body, indices: str, sizes: Sequence[int]) -> str:
+def _from_front(body: Body, indices: str, end: str) -> str:
+    """Indices of which negative ones count from the end, as int64 from the front.
+
+    Args:
+        end: the number of elements, int64[] or [1].
+    """
+    indices = body.add("Cast", indices, to="int64")
+    negative = body.add("Less", indices, body.constant(0, np.int64))
+    return body.add("Where", negative, body.add("Add", indices, body.reshape(end)), indices)
+
+
+@expands("Gather")
+def _gather_from_counted(body: Body) -> list[str] | None:
+    """Where the data decides what the last element is, negative indices are replaced."""
+    x, indices = body.inputs
+    axis = axis_in(int(body.node.get("axis", 0)), len(body.shape(x)))
+    end = body.counting(x, axis)
+    if not end or body.node.get("from_front", 0):
+        return None
+    return [body.add("Gather", x, _from_front(body, indices, end), axis=axis, from_front=1)]
+
+
+def linear_index(body: Body, indices: str, sizes: Sequence[int], ends: Sequence[str] = ()) -> str:
     """Indices [..., k] into k dimensions of these sizes as one number each: int64[...], in C order.
 
     Negative ones count from the end; all are held to their dimension.
+
+    Args:
+        ends: for each dimension, what counts its elements, "" where there are as many as its size.
     """
     total = ""
     for d, size in enumerate(sizes):
-        one = body.add("Cast", body.add("Gather", indices, body.constant(d, np.int64), axis=-1), to="int64")
-        end = body.constant(size, np.int64)
-        one = body.add(
-            "Where", body.add("Less", one, body.constant(0, np.int64)), body.add("Add", one, end), one
-        )
+        end = (ends[d] if ends else "") or body.constant(size, np.int64)
+        one = _from_front(body, body.add("Gather", indices, body.constant(d, np.int64), axis=-1), end)
         one = body.add("Clip", one, body.constant(0, np.int64), body.constant(max(size - 1, 0), np.int64))
         stride = body.constant(prod(sizes[d + 1 :]), np.int64)
         term = body.add("Mul", one, stride)
@@ -94,12 +116,13 @@ def _gather_nd(body: Body) -> list[str]:
         raise InvalidModel(f"indices do not fit the data with {batch} batch_dims", shape=(shape, wanted))
     picked = shape[batch : batch + count]
     check_indices(body.fact(indices), max(picked))
-    index = linear_index(body, indices, picked)
+    ends = [body.counting(data, axis) for axis in range(batch, batch + count)]
+    index = linear_index(body, indices, picked, ends)
     if batch:
         first = np.arange(prod(shape[:batch])).reshape(*shape[:batch], *(1,) * (len(wanted) - 1 - batch))
         index = body.add("Add", index, body.constant(first * prod(picked), np.int64))
     rows = body.reshape(data, prod(shape[:batch]) * prod(picked), *shape[batch + count :])
-    return [body.add("Gather", rows, index, axis=0)]
+    return [body.add("Gather", rows, index, axis=0, from_front=1)]
 
 
 def _depth(depth: Array | None) -> int:

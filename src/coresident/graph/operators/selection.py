@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from coresident.errors import InvalidModel
+from coresident.errors import InvalidModel, UnsupportedModel
 from coresident.graph.composite import Body, composite
 from coresident.graph.graph import Fact, Node
 from coresident.graph.operator import register
@@ -171,13 +171,26 @@ def _boxes_infer(node: Node, facts: Sequence[Fact | None]) -> list[Fact]:
         threshold = optional(facts, i)
         if threshold is not None and (prod(threshold.sizes) != 1 or threshold.dtype != boxes.dtype):
             raise InvalidModel(f"{what} must be one number of the type of the boxes", shape=threshold.shape)
+    counting = node.input(5)
+    if (dict(boxes.counts), dict(scores.counts)) != (
+        ({1: counting}, {2: counting}) if counting else ({}, {})
+    ):
+        raise UnsupportedModel(
+            "boxes and scores whose numbers depend on the data in different ways", shape=boxes.shape
+        )
     kept = _limit(values(facts, 2, ["max_output_boxes_per_class"])[0], count)
     return [Fact(INT64, (batch * classes * kept, 3), counts=((0, node.outputs[1]),)), Fact(INT64, (1,))]
 
 
 def _select_boxes(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
-    """The boxes of the best scores, class by class, without those that overlap a better one too much."""
+    """The boxes of the best scores, class by class, without those that overlap a better one too much.
+
+    Input 5, int64[1], is how many boxes there are, where that depends on the data.
+    """
     boxes, scores = required(arrays, 0, "boxes"), required(arrays, 1, "scores")
+    counted = optional(arrays, 5)
+    if counted is not None:
+        boxes, scores = boxes[:, : counted[0]], scores[:, :, : counted[0]]
     kept = _limit(optional(arrays, 2), boxes.shape[1])
     most, least = (
         default if optional(arrays, i) is None else float(required(arrays, i, "a threshold").item())
@@ -209,9 +222,12 @@ def _overlap(node: Node, a: Array, b: Array) -> float:
     return float(shared / union) if union > 0 else 0.0
 
 
-register("SelectBoxes", _boxes_infer, _select_boxes, operands=[2])
+register("SelectBoxes", _boxes_infer, _select_boxes, operands=[2], counts=True)
 
 
 @composite("NonMaxSuppression", operands=[2])
 def _non_max_suppression(body: Body) -> list[str]:
-    return [body.add_many("SelectBoxes", body.inputs, 2, **body.node.attributes)[0]]
+    inputs = body.inputs
+    if counting := body.counting(body.inputs[0], 1):
+        inputs = (*inputs, *[""] * (5 - len(inputs)), counting)
+    return [body.add_many("SelectBoxes", inputs, 2, **body.node.attributes)[0]]
