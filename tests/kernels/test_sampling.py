@@ -13,6 +13,7 @@ from coresident.graph.graph import Node
 from coresident.graph.operators.sampling import GRID_PADDINGS
 
 Array = np.ndarray[Any, Any]
+SEED = 23
 
 
 def _check(
@@ -56,6 +57,43 @@ def test_grid_sample(seed: int, target: str) -> None:
     mode = ("nearest", "linear", "cubic")[seed % 3] if rank < 3 else ("nearest", "linear")[seed % 2]
     attributes = {"mode": mode, "padding_mode": GRID_PADDINGS[seed // 3 % 3], "align_corners": seed // 9 % 2}
     _check(Node("GridSample", ("x", "grid"), ("y",), attributes), {"x": x, "grid": grid}, seed, target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("channels", [7, 15, 16, 17, 33])
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+def test_grid_sample_of_many_channels(mode: str, channels: int, target: str) -> None:
+    """Vectors of channels."""
+    rng = np.random.default_rng([SEED, channels])
+    x = random_array(rng, (2, channels, 5, 7), np.float32)
+    grid = rng.uniform(-1.4, 1.4, (2, 6, 9, 2)).astype(np.float32)
+    node = Node("GridSample", ("x", "grid"), ("y",), {"mode": mode, "padding_mode": "zeros"})
+    for seed in (channels, channels + 1):
+        _check(node, {"x": x, "grid": grid}, seed, target)
+
+
+@pytest.mark.parametrize("channels", [1, 17])
+def test_what_is_outside_hides_infinities(channels: int) -> None:
+    feeds = {
+        "x": np.full((1, channels, 5, 7), np.inf, np.float32),
+        "grid": np.full((1, 6, 9, 2), -3, np.float32),
+    }
+    node = Node("GridSample", ("x", "grid"), ("y",), {"mode": "linear", "padding_mode": "zeros"})
+    assert not run_graph(graph_of([node], feeds, ["y"]), feeds)[0].any()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("groups", "channels"), [(1, 17), (2, 32), (3, 27), (2, 48)])
+def test_deformed_columns_of_many_channels(groups: int, channels: int, target: str) -> None:
+    rng = np.random.default_rng([SEED, groups, channels])
+    feeds = {
+        "x": random_array(rng, (2, channels, 6, 5), np.float32),
+        "offset": rng.uniform(-2, 2, (2, groups * 18, 6, 5)).astype(np.float32),
+        "mask": rng.random((2, groups * 9, 6, 5)).astype(np.float32),
+    }
+    attributes = {"kernel_shape": (3, 3), "offset_group": groups, "pads": (1, 1, 1, 1)}
+    for seed in (channels, channels + 1):
+        _check(Node("DeformedColumns", tuple(feeds), ("y",), attributes), feeds, seed, target)
 
 
 @pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from coresident.codegen.builder import Function, Value
-from coresident.codegen.types import I64, Type
+from coresident.codegen.types import I64, Type, of_dtype
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
 from coresident.graph.operators.columns import columns_window
 from coresident.graph.operators.sampling import CUBIC, MOST_SAMPLES, grid_mode
+from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Plan, Tensor, lowers
-from coresident.kernels.scalar import Access, digits, held, items
+from coresident.kernels.movement import copy
+from coresident.kernels.scalar import Access, Index, digits, held, items
 
 
 @dataclass(frozen=True)
@@ -91,16 +94,97 @@ class _Inside:
         return f.select(f.unary("floor", half).equals(half), rest + low, high - rest)
 
 
-def _mix(f: Function, picture: Access, taps: Sequence[Sequence[Tap]]) -> Value:
-    """The weighted sum over all neighbours."""
+@dataclass(frozen=True)
+class _Channels:
+    """Samples of all channels at once: neighbours and weights are the same in each.
+
+    Where it pays, vectors hold neighbouring channels: the picture is copied so that the channels of a pixel
+    lie side by side, and so are the samples, which are copied to where they belong in the end.
+
+    Args:
+        x: the picture, [N, C, spatial...].
+        y: the samples, whose second dimension is C too.
+        wanted: where the samples are to be in the end.
+        lanes: channels of a vector.
+    """
+
+    x: Tensor
+    y: Tensor
+    wanted: Tensor
+    lanes: int
+
+    @staticmethod
+    def of(
+        plan: Plan, x: Tensor, y: Tensor, count: int, neighbours: int, groups: int, info: dict[str, Any]
+    ) -> _Channels:
+        """With the copy of x if it pays: if the picture is not large beside what is read of it.
+
+        Args:
+            count: of samples, each of all channels.
+            neighbours: that each is mixed of.
+            groups: of channels that have neighbours of their own.
+        """
+        lanes, channels = plan.target.lanes(of_dtype(x.dtype)), x.shape[1] // groups
+        pixels = math.prod((x.shape[0], *x.shape[2:]))
+        if channels < lanes or (groups > 1 and channels % lanes) or count * neighbours < pixels:
+            return _Channels(x, y, y, 1)
+        near = _channels_last(plan, x, lanes)
+        copy(plan, x, near, info)
+        return _Channels(near, _channels_last(plan, y, lanes), y, lanes)
+
+    def mixed(
+        self,
+        f: Function,
+        picture: Access,
+        taps: Sequence[Sequence[Tap]],
+        to: Access,
+        at: Sequence[Index],
+        channels: tuple[Index, int],
+        scale: Value | None = None,
+    ) -> None:
+        """Emit one sample of some channels.
+
+        Args:
+            picture: of the sample, from its first channel.
+            taps: the neighbours along each axis.
+            to: the samples of the picture, from its first channel.
+            at: the place of the sample in each channel.
+            channels: the first one, and how many.
+            scale: what the result is multiplied with.
+        """
+        kind, neighbours = picture.kind.by(self.lanes), []
+        for combination in product(*taps):
+            weight = combination[0].weight
+            for tap in combination[1:]:
+                weight = weight * tap.weight
+            place = picture.place((channels[0], *(tap.index for tap in combination)))
+            neighbours.append((f.offset(picture.start, place, picture.kind), f.splat(weight, kind)))
+        start = f.offset(to.start, to.place((channels[0], *at)), to.kind)
+        with f.loop(0, channels[1], self.lanes) as channel:
+            total = _mix(f, neighbours, channel * picture.tensor.layout.strides[0], kind)
+            total = total if scale is None else total * f.splat(scale, kind)
+            f.store(total, start, channel * to.tensor.layout.strides[0])
+
+    def finish(self, plan: Plan, info: dict[str, Any]) -> None:
+        """Put the samples where they belong."""
+        if self.y is not self.wanted:
+            copy(plan, self.y, self.wanted, info)
+
+
+def _channels_last(plan: Plan, tensor: Tensor, lanes: int) -> Tensor:
+    """A tensor of the same shape whose second dimension is innermost and whole vectors long."""
+    first, channels, *rest = tensor.shape
+    layout = Layout.contiguous((first, *rest, -(-channels // lanes) * lanes))
+    strides = (layout.strides[0], 1, *layout.strides[1:-1])
+    return replace(plan.temporary(layout, tensor.dtype), layout=layout.view(tensor.shape, strides, 0))
+
+
+def _mix(f: Function, neighbours: Sequence[tuple[Value, Value]], shift: Value, kind: Type) -> Value:
+    """The sum over neighbours, addresses and weights, of what lies `shift` elements further."""
     total: Value | None = None
-    for combination in product(*taps):
-        weight = combination[0].weight
-        for tap in combination[1:]:
-            weight = weight * tap.weight
-        seen = picture.load(*(tap.index for tap in combination))
+    for address, weight in neighbours:
         # A weight of 0 hides what it is the weight of, infinities too.
-        term = f.select(weight.equals(0.0), f.constant(0.0, weight.type), seen * weight)
+        term = f.select(weight.equals(0.0), f.constant(0.0, kind), f.load(kind, address, shift) * weight)
         total = term if total is None else total + term
     assert total is not None
     return total
@@ -117,8 +201,11 @@ def grid_sample(node: Node, plan: Plan) -> None:
     places = (y.shape[0], *y.shape[2:])
     count, neighbours = math.prod(places), {"nearest": 1, "linear": 2, "cubic": 4}[mode] ** len(spatial)
     info = {"op": node.op, "nodes": [node.name], "kernel": f"grid sample, {mode}"}
-    cost = 30 + 3 * neighbours * y.shape[1]
-    with items(plan, "grid_sample", count if y.layout.elements else 0, cost, [y], [x, grid], info) as (
+    if not y.layout.elements:
+        return
+    channels = _Channels.of(plan, x, y, count, neighbours, 1, info)
+    cost = 30 + 3 * neighbours * y.shape[1] / channels.lanes
+    with items(plan, "grid_sample", count, cost, [channels.y], [channels.x, grid], info) as (
         f,
         item,
         (to, picture, wanted),
@@ -136,8 +223,8 @@ def grid_sample(node: Node, plan: Plan) -> None:
             else:
                 nearest = f.unary("roundeven", inside.of(at))
                 taps.append([_tap(f, nearest, f.constant(1.0, at.type), size)])
-        with f.loop(0, y.shape[1]) as channel:
-            to.store(_mix(f, picture.at(batch, channel), taps), batch, channel, *place)
+        channels.mixed(f, picture.at(batch), taps, to.at(batch), place, (0, y.shape[1]))
+    channels.finish(plan, info)
 
 
 @lowers("DeformedColumns")
@@ -146,14 +233,18 @@ def deformed_columns(node: Node, plan: Plan) -> None:
     x, offset, *rest = (plan.tensor(name) for name in node.inputs)
     y = plan.tensor(node.outputs[0])
     _check(x)
-    n, channels, *spatial = x.shape
+    n, _, *spatial = x.shape
     window, output = columns_window(node, spatial)
     taps, groups, rank = math.prod(window.kernel), int(node.get("offset_group", 1)), len(spatial)
-    each = channels // groups
+    each = x.shape[1] // groups
     sizes = (n, groups, *window.kernel, *output)
     info = {"op": node.op, "nodes": [node.name], "kernel": "deformed columns"}
-    count, cost = math.prod(sizes) if y.layout.elements else 0, 30 + 3 * each * 2**rank
-    with items(plan, "deformed_columns", count, cost, [y], [x, offset, *rest], info) as (f, item, accesses):
+    if not y.layout.elements:
+        return
+    count = math.prod(sizes)
+    channels = _Channels.of(plan, x, y, count, 2**rank, groups, info)
+    cost, reads = 30 + 3 * each * 2**rank / channels.lanes, [channels.x, offset, *rest]
+    with items(plan, "deformed_columns", count, cost, [channels.y], reads, info) as (f, item, accesses):
         to, picture, moved, *mask = accesses
         batch, group, *place = digits(item, sizes)
         position, at = place[:rank], place[rank:]
@@ -165,10 +256,10 @@ def deformed_columns(node: Node, plan: Plan) -> None:
             begin = f.convert(f.value(start, I64), picture.kind)
             places.append(_linear(f, begin + shift, size))
         scale = mask[0].load(batch, group * taps + tap, *at) if mask else None
-        with f.loop(0, each) as channel:
-            source = group * each + channel
-            value = _mix(f, picture.at(batch, source), places)
-            to.store(value if scale is None else value * scale, batch, source, tap, _joined(at, output))
+        chosen = (group * each, each)
+        column = (tap, _joined(at, output))
+        channels.mixed(f, picture.at(batch), places, to.at(batch), column, chosen, scale)
+    channels.finish(plan, info)
 
 
 def _joined(at: Sequence[Value | int], sizes: Sequence[int]) -> Value | int:
