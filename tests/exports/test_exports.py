@@ -46,7 +46,7 @@ FREEST = {
 """Of each network the export that runs at several sizes."""
 
 WRITTEN_OUT = frozenset(
-    ("BatchNormalization", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Pow")
+    ("BatchNormalization", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Pow", "Relu")
 )
 """Operators that are to become part of another's kernel, however an exporter writes them."""
 

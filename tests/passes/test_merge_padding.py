@@ -88,3 +88,21 @@ def test_into_max_pool(value, before, widths, merged):
     y = net("MaxPool", pad(net, net(before, net.input(1, 2, 7, 9)), widths, value), kernel_shape=(3, 3))
     found = counts(applied(PASS, net.graph(y)))
     assert found == ({before: 1, "MaxPool": 1} if merged else {before: 1, "Pad": 1, "MaxPool": 1})
+
+
+@pytest.mark.parametrize(
+    "attributes", [{}, {"pads": (1, 0, 0, 1)}, {"output_padding": (1, 1)}, {"dilations": (2, 1)}]
+)
+def test_a_crop_joins_a_transposed_convolution(attributes):
+    net = Net()
+    made = net("ConvTranspose", net.input(1, 2, 5, 6), net.random(2, 3, 3, 3), strides=(2, 2), **attributes)
+    y = net("Slice", made, net.integers(1, 0), net.integers(-1, 9), net.integers(2, 3))
+    assert counts(applied(PASS, net.graph(y))) == {"ConvTranspose": 1}
+
+
+@pytest.mark.parametrize(("axis", "start", "end", "step"), [(1, 0, 2, 1), (2, 0, 5, 2), (2, -1, -99, -1)])
+def test_a_slice_that_takes_channels_or_steps_stays(axis, start, end, step):
+    net = Net()
+    made = net("ConvTranspose", net.input(1, 2, 5, 6), net.random(2, 3, 3, 3), strides=(2, 2))
+    y = net("Slice", made, *(net.integers(number) for number in (start, end, axis, step)))
+    assert counts(applied(PASS, net.graph(y))) == {"ConvTranspose": 1, "Slice": 1}

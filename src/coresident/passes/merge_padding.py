@@ -1,10 +1,11 @@
-"""Let the operator that reads a Pad do the padding.
+"""Let the operator that reads a Pad do the padding, and the one whose result is cropped the cropping.
 
 1. Pad of Pad, both constant with the same value and neither cutting, becomes one.
 2. A spatial Pad with 0 joins the pads of the Conv that reads it; with the zero point, those of a ConvInteger.
 3. A spatial Pad with 0 joins the pads of an AveragePool that counts its padding, or has none.
 4. A spatial Pad with -infinity joins the pads of a MaxPool, and so does one with 0 where what is padded is
    never negative; every window must still see some of it.
+5. A Slice that crops the planes that a ConvTranspose makes joins its pads, which crop.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from coresident.graph.graph import Node
-from coresident.graph.operators.movement import pad_widths
-from coresident.graph.operators.windows import Window
+from coresident.graph.operators.movement import pad_widths, slice_ranges
+from coresident.graph.operators.windows import TransposedWindow, Window
 from coresident.passes.patch import Patch, View, pattern_pass
 
 
@@ -106,6 +107,35 @@ def _pad_of_maximum(view: View, node: Node) -> Patch | None:
     return _merged(view, node, pad, kernel, {})
 
 
+def _crop_of_transposed(view: View, node: Node) -> Patch | None:
+    maker = view.maker(node.inputs[0]) if node.op == "Slice" else None
+    if maker is None or maker.op != "ConvTranspose" or view.sole_reader(node.inputs[0]) is not node:
+        return None
+    operands = [view.constant(name) for name in (*node.inputs[1:], "", "")[:4]]
+    if any(name and value is None for value, name in zip(operands, node.inputs[1:])):
+        return None
+    shape = view.shape(node.inputs[0])
+    taken = slice_ranges(shape, operands)
+    whole = all(len(indices) == size for indices, size in zip(taken[:2], shape))
+    if not whole or any(indices.step != 1 or not indices for indices in taken):
+        return None
+    spatial, kernel = view.shape(maker.inputs[0])[2:], view.shape(maker.inputs[1])[2:]
+    window, extra = TransposedWindow.of(maker, spatial, kernel), maker.get("output_padding")
+    begin = [pad + indices.start for pad, indices in zip(window.pads_begin, taken[2:])]
+    reach = [
+        (i - 1) * s + (k - 1) * d + 1 for i, s, k, d in zip(spatial, window.strides, kernel, window.dilations)
+    ]
+    sizes = zip(reach, extra or (0,) * len(reach), begin, taken[2:])
+    end = [r + e - b - len(indices) for r, e, b, indices in sizes]
+    if min(end) < 0:
+        return None
+    kept = {
+        name: value for name, value in maker.attributes.items() if name not in ("auto_pad", "output_shape")
+    }
+    cropped = maker.with_(outputs=node.outputs, attributes={**kept, "pads": (*begin, *end)})
+    return Patch((maker, node), (cropped,))
+
+
 def _merged(view: View, node: Node, pad: Padding, kernel: tuple[int, ...], changes: dict[str, int]) -> Patch:
     window = Window.of(node, view.shape(node.inputs[0])[2:], kernel)
     begin = [a + b for a, b in zip(pad.before[2:], window.pads_begin)]
@@ -117,4 +147,6 @@ def _merged(view: View, node: Node, pad: Padding, kernel: tuple[int, ...], chang
     return Patch((node,), (merged,))
 
 
-PASS = pattern_pass("merge_padding", _pad_of_pad, _pad_of_conv, _pad_of_average, _pad_of_maximum)
+PASS = pattern_pass(
+    "merge_padding", _pad_of_pad, _pad_of_conv, _pad_of_average, _pad_of_maximum, _crop_of_transposed
+)
