@@ -98,7 +98,8 @@ def test_agrees_with_the_framework(network: str, tmp_path: Path) -> None:
     assert max(counts) - min(counts) <= (7 if network == "keras_segmenter" else 3), found
 
 
-@pytest.mark.parametrize("network", FREEST)
+# The heads of two detectors differ from the third's in nothing that sizes could touch.
+@pytest.mark.parametrize("network", [name for name in FREEST if name not in ("anchor_based", "end_to_end")])
 def test_other_sizes(network: str, tmp_path: Path) -> None:
     """Sizes that the framework was not asked for, against ONNX Runtime."""
     model = unpacked(MODELS / network / f"{FREEST[network]}.onnx.gz", tmp_path)

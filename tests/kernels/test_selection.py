@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from guarded import check_emission, check_lowering, random_array, random_layout
-from support import EMIT_TARGETS, RUN_TARGETS, TARGETS, graph_of
+from support import EMIT_TARGETS, RUN_TARGETS, TARGETS, graph_of, run_graph
 
 from coresident.graph.graph import Node
+from coresident.graph.operator import evaluate
 
 Array = np.ndarray[Any, Any]
 DTYPES = (np.float32, np.float64, np.int64, np.int32, np.int8, np.uint8)
@@ -47,6 +48,18 @@ def test_top_k(seed: int, target: str) -> None:
     node = Node("TopK", ("x", "k"), ("y", "i"), {"axis": axis, "largest": int(rng.integers(2))})
     make = _few if seed % 3 else random_array
     _check(node, {"x": make(rng, shape, DTYPES[seed % 6])}, seed, target, {"k": np.array([count])})
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+def test_top_of_zeros_infinities_and_nan(largest: int) -> None:
+    """Both zeros are equal, so the first comes first and keeps its sign; NaN comes last."""
+    x = np.float32([-0.0, 0.0, np.nan, -np.inf, -0.0, np.inf, -np.nan, 0.0, 1e-40, -1e-40])
+    node = Node("TopK", ("x", "k"), ("y", "i"), {"largest": largest})
+    graph = graph_of([node], {"x": x}, ["y", "i"], {"k": np.array([len(x)])})
+    got, places = run_graph(graph, {"x": x})
+    wanted = evaluate(graph, {"x": x})
+    np.testing.assert_array_equal(places, wanted["i"])
+    assert np.array_equal(np.signbit(got[:8]), np.signbit(wanted["y"][:8]))
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from coresident.codegen.builder import Function, Value
 from coresident.codegen.types import I64
 
-Entry = tuple[Value, Value]
-"""A value and its index."""
+Entry = tuple[Value, ...]
+"""A value and its index, or one number that says both."""
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ Source: ONNX TopK-24, NonZero-13, Unique-11.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from coresident.codegen.builder import Function, Value
 from coresident.codegen.math import Typed
-from coresident.codegen.types import I1, I8, I64
+from coresident.codegen.types import I1, I8, I32, I64
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
 from coresident.graph.operators.operands import axis_in
@@ -33,6 +34,9 @@ def top_k(node: Node, plan: Plan) -> None:
     info = {"op": node.op, "nodes": [node.name], "kernel": "heap"}
     lines = math.prod(others) if count else 0
     cost = 4 * length + 30 * count
+    if dtype in (np.float32, np.int32) and length < 1 << 32:
+        _top_keys(plan, lines, cost, x, (values, indices), axis, largest, info)
+        return
     with items(plan, "top_k", lines, cost, [values, indices], [x], info) as (f, line, accesses):
         best, where, source = accesses
         place = digits(line, others)
@@ -65,6 +69,61 @@ def top_k(node: Node, plan: Plan) -> None:
             with f.when(better(value, best.load(*at(top)))):
                 heap.sink(top, size, (value, i))
         heap.sort(size)
+
+
+def _top_keys(
+    plan: Plan,
+    lines: int,
+    cost: float,
+    x: Tensor,
+    results: tuple[Tensor, Tensor],
+    axis: int,
+    largest: bool,
+    info: dict[str, Any],
+) -> None:
+    """The same for 32 bits: element and index are one integer, a key, greater the better; compared at once.
+
+    Keys stand where the indices will be.
+    """
+    others, length = [s for d, s in enumerate(x.shape) if d != axis], x.shape[axis]
+    kept = results[0].shape[axis]
+    with items(plan, "top_keys", lines, cost, results, [x], info) as (f, line, accesses):
+        best, where, source = accesses
+        place = digits(line, others)
+
+        def at(i: Value) -> tuple[Value | int, ...]:
+            return (*place[:axis], i, *place[axis:])
+
+        def key(i: Value) -> Value:
+            """The element in the order of integers above, then what puts the first of equals first."""
+            element = source.load(*at(i))
+            bits = f.bitcast(element, I32)
+            if x.dtype.kind == "f":
+                bits = f.select(bits.equals(-(1 << 31)), f.constant(0, I32), bits)  # -0 equals 0
+                bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+            bits = bits if largest else bits ^ -1
+            if x.dtype.kind == "f":  # NaN is the worst
+                bits = f.select(element.differs(element), f.constant(-(1 << 31), I32), bits)
+            return (f.convert(bits, I64) << 32) | (f.constant((1 << 32) - 1, I64) - i)
+
+        heap = Heap(f, lambda i: (where.load(*at(i)),), lambda i, entry: where.store(entry[0], *at(i)), _less)
+        top, size = f.constant(0, I64), f.constant(kept, I64)
+        with f.loop(0, kept) as i:
+            where.store(key(i), *at(i))
+        heap.build(size)
+        with f.loop(kept, length) as i:
+            new = key(i)
+            with f.when(new > where.load(*at(top))):
+                heap.sink(top, size, (new,))
+        heap.sort(size)
+        with f.loop(0, kept) as i:
+            index = (where.load(*at(i)) & ((1 << 32) - 1)) ^ ((1 << 32) - 1)
+            where.store(index, *at(i))
+            best.store(source.load(*at(index)), *at(i))
+
+
+def _less(a: Entry, b: Entry) -> Value:
+    return a[0] < b[0]
 
 
 def _wanted(plan: Plan, node: Node, output: int) -> Tensor:
