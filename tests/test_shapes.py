@@ -116,6 +116,16 @@ INDEPENDENT = {
     ),
 }
 
+INDEPENDENT["attention's own operator"] = free_batch(
+    model_of(
+        [node("Attention", "x x x mask", "a"), node("CastLike", "k x", "l"), node("Add", "a l", "y")],
+        {"x": np.zeros((1, 3, 8, 9), np.float32)},
+        ["y"],
+        {"mask": normal(8, 8), "k": np.array(2)},
+        opset=23,
+    )
+)
+
 DEPENDENT = {
     "a sum over the batch": [node("ReduceSum", "x zero", "y", keepdims=0)],
     "a sum over everything": [node("ReduceMean", "x", "m"), node("Sub", "x m", "y")],

@@ -64,6 +64,8 @@ def examined(large: Graph, small: Graph, pictures: Collection[str]) -> Batch:
         results = [large.facts[name] for name in a.outputs if name]
         others = [small.facts[name] for name in b.outputs if name]
         known = [tags.get(name) if name else None for name in a.inputs]
+        if a.op == "CastLike":
+            known[1] = None  # whose type alone matters
         try:
             found = _node(a, inputs, known, results, inputs_of(b, small.initializers, small.facts), others)
         except (_Dependent, ModelError) as error:
@@ -287,6 +289,16 @@ def _sampled(node: Node, inputs: Facts, tags: Sequence[Tag], results: Sequence[F
     return 0
 
 
+def _attended(node: Node, inputs: Facts, tags: Sequence[Tag], results: Sequence[Fact]) -> Tag:
+    """Queries, keys and values of pictures in the first dimension; a mask that is the same for all."""
+    mask = inputs[3] if len(inputs) > 3 else None
+    if list(tags[:3]) != [0] * 3 or any(tag is not None for tag in tags[3:]) or any(inputs[4:]):
+        raise _Dependent("pictures are in another place than the first dimension of the first inputs")
+    if mask is not None and len(mask.shape) == 4 and mask.sizes[0] != 1:
+        raise _Dependent("each picture has another mask")
+    return 0
+
+
 _RESHAPING = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze"))
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(
@@ -307,6 +319,7 @@ _RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization", "LpNormalization"), _normalised),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _quantised),
+    "Attention": _attended,
     "Gather": _gathered,
     "Gemm": _gemm,
     "MatMul": _matmul,

@@ -62,7 +62,7 @@ def _only(inputs: Sequence[Fact | None], index: int) -> Counts:
     return _of(inputs[index])
 
 
-@_rule(*ELEMENTWISE, "Elementwise", "Sum", "Mean", "CastLike", "Dropout")
+@_rule(*ELEMENTWISE, "Elementwise", "Sum", "Mean", "Dropout")
 def _elementwise(node: Node, inputs: Sequence[Fact | None], results: Sequence[Fact]) -> list[Counts]:
     shapes = [fact.sizes for fact in inputs if fact is not None]
     rank = max(map(len, shapes))
@@ -77,6 +77,11 @@ def _elementwise(node: Node, inputs: Sequence[Fact | None], results: Sequence[Fa
             if fact is not None and own >= 0 and fact.sizes[own] != 1 and _of(fact).get(own) != name:
                 raise _refused("broadcasting")
     return [found] * len(results)
+
+
+@_rule("CastLike")
+def _cast_like(node: Node, inputs: Sequence[Fact | None], results: Sequence[Fact]) -> list[Counts]:
+    return [_of(inputs[0])]
 
 
 @_rule("Transpose")
