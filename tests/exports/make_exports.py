@@ -171,7 +171,6 @@ def write_torch(to: Path, width: int, size: int, only: str) -> None:
             [
                 Export("torchscript", 12),
                 Export("torchscript", 17, ALL),
-                Export("dynamo", 18),
                 Export("dynamo", 20, ALL),
             ],
         ),
