@@ -78,7 +78,7 @@ def test_agrees_with_the_framework(network: str, tmp_path: Path) -> None:
     for packed in (file for file in FILES if file.parent.name == network):
         name = packed.name.removesuffix(".onnx.gz")
         stored = tmp_path / "stored.cres"
-        with Session(unpacked(packed, tmp_path), threads=2, cache=False, kernels=KERNELS) as session:
+        with Session(unpacked(packed, tmp_path), threads=1, cache=False, kernels=KERNELS) as session:
             takes = session.get_inputs()[0]
             for x, y in truth(network)[: 2 if name == FREEST.get(network) else 1]:
                 feeds = {takes.name: x.astype(takes.dtype)}
@@ -87,7 +87,7 @@ def test_agrees_with_the_framework(network: str, tmp_path: Path) -> None:
             program = session.program(feeds)
             found[name] = Counter(step.info["op"] for step in program.steps)
         artifact.write(Artifact((program,)), stored)
-        with Session(stored, threads=2) as loaded:
+        with Session(stored, threads=1) as loaded:
             assert loaded.run(None, feeds)[0].tobytes() == got.tobytes(), name
     for name, of in found.items():
         assert not of.keys() & WRITTEN_OUT, (name, of)
@@ -103,7 +103,7 @@ def test_agrees_with_the_framework(network: str, tmp_path: Path) -> None:
 def test_other_sizes(network: str, tmp_path: Path) -> None:
     """Sizes that the framework was not asked for, against ONNX Runtime."""
     model = unpacked(MODELS / network / f"{FREEST[network]}.onnx.gz", tmp_path)
-    with Session(model, threads=2, cache=False, kernels=KERNELS) as session:
+    with Session(model, threads=1, cache=False, kernels=KERNELS) as session:
         takes = session.get_inputs()[0]
         shape = [
             want if isinstance(want, int) else 48 if axis else 3 for axis, want in enumerate(takes.shape)

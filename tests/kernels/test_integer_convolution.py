@@ -202,7 +202,7 @@ class _Plain(Dot):
 
 
 @pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("seed", range(200, 215))
+@pytest.mark.parametrize("seed", few(range(200, 215), 6))
 def test_forms_of_other_targets(seed: int, signed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     dot = _Plain("plain", 4, signed, 1, False, -127 if signed else -128, 127)
     monkeypatch.setattr(Dot, "of", lambda target: dot)

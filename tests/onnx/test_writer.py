@@ -110,7 +110,7 @@ def cases() -> dict[str, Any]:
     return {case.name: case for case in found if case.name.startswith(OPERATORS)}
 
 
-@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_node_tests_come_back(step: int) -> None:
     checked = 0
     for case in list(cases().values())[::step]:
