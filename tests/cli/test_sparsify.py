@@ -230,3 +230,9 @@ def test_bars_on_a_terminal(pipeline: Pipeline, tmp_path: Path, monkeypatch: pyt
     shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
     for text in ("statistics [x]", "unknown", "last"):
         assert f"s  {text}" in shown
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "missing.onnx"
+    assert main(["sparsify", str(missing), "--data", str(tmp_path), "-o", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.endswith(f"coresident: error: no such file [file {missing}]\n")

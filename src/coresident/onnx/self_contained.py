@@ -22,20 +22,24 @@ def self_contained(source: Path | bytes, limits: Limits = DEFAULT) -> bytes:
         UnsupportedModel: in one piece it is larger than a protobuf message can be.
         ResourceError: the file can't be read.
     """
-    content = source if isinstance(source, bytes) else reader.content_of(source, limits)
+    if isinstance(source, bytes):
+        return _whole(source, None, limits)
+    try:
+        return _whole(reader.content_of(source, limits), source.parent, limits)
+    except Error as error:
+        raise error.at(file=source) from error.__cause__
+
+
+def _whole(content: bytes, directory: Path | None, limits: Limits) -> bytes:
     if not external_locations(content):
         return content
     model = reader.parsed(content, limits)
-    directory = None if isinstance(source, bytes) else source.parent
-    try:
-        for tensor in messages.all_of(model, TensorProto):
-            if tensor.data_location == TensorProto.EXTERNAL:
-                tensor.raw_data = bytes(external_bytes(tensor, directory, f"tensor {tensor.name!r}"))
-                tensor.ClearField("external_data")
-                tensor.ClearField("data_location")
-        return _serialised(model)
-    except Error as error:
-        raise error.at(file=None if isinstance(source, bytes) else source) from error.__cause__
+    for tensor in messages.all_of(model, TensorProto):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            tensor.raw_data = bytes(external_bytes(tensor, directory, f"tensor {tensor.name!r}"))
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+    return _serialised(model)
 
 
 def _serialised(model: ModelProto) -> bytes:
