@@ -222,15 +222,31 @@ def test_iterations_find_what_factorisations_find(seed: int) -> None:
     assert not np.any(together[~mask])
 
 
+def _nearly_singular(seed: int) -> Array:
+    v = np.random.default_rng(seed).uniform(1, 2, 3).astype(np.float32)
+    return np.asarray(np.outer(v, v) + np.diag(v * np.float32(1e-7)))
+
+
+def _needs_float64(gram: Array) -> bool:
+    exact = gram.astype(np.float64)
+    if np.linalg.eigvalsh(exact)[0] < 1e-9:
+        return False
+    return bool(cholesky.factorised(gram, np.arange(len(gram))).dtype == np.float64)
+
+
 def test_a_factorisation_that_fails_in_float32_is_made_in_float64() -> None:
     gram = np.array([[1.0, 1.0], [1.0, 1.0 + 1e-9]], np.float64)
     assert cholesky.factorised(gram.astype(np.float32), np.arange(1)).dtype == np.float32
-    near = np.array([[1e8, 1e8], [1e8, 1e8 + 8]], np.float32)
-    factor = cholesky.factorised(near, np.arange(2))
-    inverse = cholesky.inverted(factor)
-    assert np.isfinite(inverse[0, 1])
+    near = next(gram for gram in map(_nearly_singular, range(1000)) if _needs_float64(gram))
+    grams = np.stack([near, np.diag(np.array([2, 4, 5], np.float32)), near])
+    for inverse, gram in zip(cholesky.inverses(grams.copy()), grams):
+        want = np.triu(np.linalg.inv(gram.astype(np.float64)))
+        np.testing.assert_allclose(np.triu(inverse), want, rtol=1e-5)
+    negative = -np.eye(2, dtype=np.float32)
     with pytest.raises(InputError, match="positive definite"):
-        cholesky.factorised(-np.eye(2, dtype=np.float32), np.arange(2))
+        cholesky.factorised(negative, np.arange(2))
+    with pytest.raises(InputError, match="positive definite"):
+        cholesky.inverses(negative[None])
 
 
 def test_what_cannot_be_worked_with_is_refused() -> None:

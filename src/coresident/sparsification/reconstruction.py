@@ -24,10 +24,10 @@ import numpy as np
 
 from coresident.errors import InputError
 from coresident.graph.operator import Array
-from coresident.sparsification.blas import in_threads, one_thread
-from coresident.sparsification.cholesky import factorised, inverted
+from coresident.sparsification.blas import one_thread
 from coresident.sparsification.masked import solve
 from coresident.sparsification.moments import Moments
+from coresident.sparsification.removal import Units
 
 Pattern = Literal["unstructured", "4block"]
 PATTERNS: tuple[Pattern, ...] = ("unstructured", "4block")
@@ -307,7 +307,9 @@ class _Path:
     ) -> None:
         self._problems = _problems(weights, moments, blocks, pattern, centred)
         self._effort = effort
-        self._orders = [_by_channel(p, count) for p, count in zip(self._problems, taps, strict=True)]
+        self._units = [
+            Units.of(p.unit, p.sizes, p.damped, count) for p, count in zip(self._problems, taps, strict=True)
+        ]
         self._masks = [np.ones(p.weights.shape, bool) for p in self._problems]
         for p, mask in zip(self._problems, self._masks):
             mask &= ~p.empty[p.unit]
@@ -326,8 +328,8 @@ class _Path:
         while sum(int(mask.sum()) for mask in self._masks) > least:
             self._solve(1e-2, 8)
             scores = [
-                _scores(p, mask, now, order, self._width)
-                for p, mask, now, order in zip(self._problems, self._masks, self._weights, self._orders)
+                units.costs(mask, now, self._width)
+                for units, mask, now in zip(self._units, self._masks, self._weights)
             ]
             if not _remove(self._problems, self._masks, scores, sparsity, self._effort.chunk):
                 break
@@ -346,55 +348,3 @@ class _Path:
                 p.damped, self._targets[i], self._masks[i], self._weights[i], p.weights, tolerance, iterations
             )
         self._solved = True
-
-
-def _by_channel(problem: _Problem, taps: int) -> Array:
-    """Units in the order of channels, taps innermost: neighbours tell most of each other."""
-    return np.arange(len(problem.starts)).reshape(taps, -1).T.ravel()
-
-
-def _scores(problem: _Problem, mask: Array, weights: Array, order: Array, width: int) -> Array:
-    """What removing each unit would cost, float64 [rows, units]; of units that are gone, anything."""
-    largest = int(problem.sizes.max(initial=1))
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    by_place = np.argsort(place[problem.unit], kind="stable")
-    result = np.zeros((len(mask), len(order)))
-
-    def one_by_one(some: slice) -> None:
-        for row in range(some.start, some.stop):
-            columns = by_place[mask[row, by_place]]
-            firsts = np.flatnonzero(np.diff(problem.unit[columns], prepend=-1))
-            count = -(-columns.size // width)
-            edges = np.append(firsts, columns.size)[np.linspace(0, len(firsts), count + 1).astype(int)]
-            for begin, end in pairwise(edges.tolist()):
-                part = columns[begin:end]
-                units = problem.unit[part]
-                inverse = inverted(factorised(problem.damped, part))
-                first = np.diff(units, prepend=-1) != 0
-                result[row, units[first]] = _removal(inverse, weights[row, part], units, largest)
-
-    in_threads(one_by_one, len(mask), 8)
-    return result
-
-
-def _removal(inverse: Array, weights: Array, units: Array, largest: int) -> Array:
-    """The cost of removing each unit of one row, in the order in which they come.
-
-    Args:
-        inverse: [columns, columns], its upper triangle.
-        weights: [columns].
-        units: of each column; those of a unit lie together.
-        largest: columns of a unit at most.
-    """
-    if largest == 1:
-        return np.asarray(weights.astype(np.float64) ** 2 / np.diagonal(inverse))
-    firsts = np.flatnonzero(np.diff(units, prepend=-1))
-    sizes = np.diff(firsts, append=len(units))
-    columns = np.minimum(firsts[:, None] + np.arange(largest), len(units) - 1)
-    valid = np.arange(largest) < sizes[:, None]
-    low, high = (f(columns[:, :, None], columns[:, None, :]) for f in (np.minimum, np.maximum))
-    both = valid[:, :, None] & valid[:, None, :]
-    parts = np.where(both, inverse[low, high], np.eye(largest)).astype(np.float64)
-    values = np.where(valid, weights[columns], 0).astype(np.float64)
-    return np.asarray(np.einsum("ni,ni->n", values, np.linalg.solve(parts, values[:, :, None])[:, :, 0]))
