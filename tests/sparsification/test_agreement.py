@@ -149,7 +149,10 @@ def test_boxes_of_cells() -> None:
     assert found.classes.tolist() == [7]
     assert found.scores.tolist() == [1]
     centre = np.array([2.5 / 8, 1.5 / 4])
-    np.testing.assert_allclose(found.corners[0], np.concatenate([centre - 0.25, centre + 0.25]))
+    corners = np.concatenate([centre - 0.25, centre + 0.25])
+    np.testing.assert_allclose(found.corners[0], corners)
+    assert accuracy("detector", [output], [np.concatenate([[7], corners])[None]]) == 1
+    assert accuracy("detector", [output], [np.zeros((0, 5))]) == 0
 
 
 def test_boxes_with_scores_apart() -> None:
@@ -168,9 +171,16 @@ def test_detector() -> None:
     found = compare("detector", [output], [other])
     assert found.details["matched_boxes"] == 0.5
     assert found.loss > 0
-    truth = decode("yolov8", [output])
-    assert accuracy("detector", [output], truth) == 1
-    assert accuracy("detector", [other], truth) == 0.5
+    (seen,) = decode("yolov8", [output])
+    pixels = [np.column_stack([seen.classes, seen.corners / [320, 200, 320, 200]])]
+    assert accuracy("detector", [output], pixels, (200, 320)) == 1
+    assert accuracy("detector", [other], pixels, (200, 320)) == 0.5
+    with pytest.raises(InputError, match="in pixels"):
+        accuracy("detector", [output], pixels)
+    with pytest.raises(InputError, match="by boxes"):
+        accuracy("detector", [output], [3], (200, 320))
+    with pytest.raises(InputError, match="by a class"):
+        accuracy("classifier", [np.eye(3)], [np.zeros((2, 5))] * 3)
 
 
 def test_scores_count_beside_places() -> None:

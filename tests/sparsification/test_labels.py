@@ -150,3 +150,38 @@ def test_masks_lie_over_their_pictures(tmp_path: Path) -> None:
     free = read(tmp_path / "a", tmp_path / "b", FREE)
     assert isinstance(free.labels, tuple)
     assert [mask.shape for mask in free.labels] == [free.feeds(i)["x"].shape[2:] for i in range(4)]
+
+
+def test_boxes_beside_pictures(tmp_path: Path) -> None:
+    pictures, labels = tmp_path / "images", tmp_path / "labels"
+    for folder in (pictures, labels):
+        folder.mkdir()
+    Image.new("RGB", (16, 8)).save(pictures / "a.png")
+    Image.new("RGB", (16, 8)).save(pictures / "b.png")
+    (labels / "a.txt").write_text("\ufeff3 0.5 0.5 0.5 1\n\n0 .25 .25 .1 .5\n", encoding="utf-8")
+    (labels / "classes.txt").write_text("cat\n")
+
+    def boxes(**options: Any) -> list[np.ndarray]:
+        found = read(pictures, labels, preprocessing=Preprocessing(**options)).labels
+        assert found is not None
+        return [np.asarray(one) for one in found]
+
+    first, second = boxes()
+    np.testing.assert_allclose(first, [[3, 0.25, 0, 0.75, 1], [0, 0.2, 0, 0.3, 0.5]])
+    assert second.shape == (0, 5)
+    # 16x8 in 8x8: four rows in the middle.
+    np.testing.assert_allclose(
+        boxes(fit="letterbox")[0], [[3, 0.25, 0.25, 0.75, 0.75], [0, 0.2, 0.25, 0.3, 0.5]]
+    )
+    # The middle 8x8 is left.
+    np.testing.assert_allclose(boxes(fit="crop", crop_share=1.0)[0], [[3, 0, 0, 1, 1], [0, 0, 0, 0.1, 0.5]])
+    for text in ("3 0.5 0.5 0.5", "x 0.5 0.5 0.5 1", "-1 0.5 0.5 0.5 1", "1.5 0.5 0.5 0.5 1", "1 nan 0 0 1"):
+        (labels / "a.txt").write_text(f"0 0.5 0.5 0.5 0.5\n{text}\n")
+        with pytest.raises(InputError, match=r"line 2 is not CLASS.*a\.txt"):
+            boxes()
+    (labels / "a.txt").write_bytes(b"\xff")
+    with pytest.raises(InputError, match="UTF-8"):
+        boxes()
+    (labels / "a.txt").rename(labels / "c.txt")
+    with pytest.raises(InputError, match=r"nor a \.txt"):
+        boxes()

@@ -58,8 +58,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels",
         metavar="LABELS",
-        help="to show accuracy too: a .csv of names and classes, an .npy, a folder of masks, or 'folders' "
-        "where the folders of --data are classes",
+        help="to show accuracy too: a .csv of names and classes, an .npy, a folder of masks or of YOLO's "
+        ".txt, or 'folders' where the folders of --data are classes",
     )
     parser.add_argument("--task", choices=_TASKS, help="default: by the outputs' shapes")
     parser.add_argument(

@@ -249,14 +249,21 @@ def _agreement(task: Task, samples: int, totals: Mapping[str, float]) -> Agreeme
     return Agreement(task, samples, share, loss, details)
 
 
-def accuracy(task: Task, outputs: Sequence[Array], labels: Sequence[Any] | Array) -> float:
+def accuracy(
+    task: Task,
+    outputs: Sequence[Array],
+    labels: Sequence[Any] | Array,
+    picture: tuple[int, int] | None = None,
+) -> float:
     """How much of what a network says is right.
 
     Args:
         task: what it does.
         outputs: its outputs, samples along axis 0.
         labels: for each sample: of classifiers a class; of segmenters an array of classes [spatial...], where
-            0 is background; of detectors `boxes.Boxes` in the units of the network's own.
+            0 is background; of detectors [boxes, 5], class, left, top, right and bottom in shares of the
+            picture.
+        picture: its height and width, for detectors whose boxes are in pixels.
 
     Returns:
         0..1, by the measure in `METRICS`.
@@ -269,9 +276,13 @@ def accuracy(task: Task, outputs: Sequence[Array], labels: Sequence[Any] | Array
     count = len(outputs[0])
     if len(labels) != count or not count:
         raise InputError(f"{len(labels)} labels for {count} samples")
+    wanted = {"classifier": 0, "segmenter": outputs[0].ndim - 2, "detector": 2}[task]
+    if wrong := {np.ndim(label) for label in labels} - {wanted}:
+        kinds = {"classifier": "a class", "segmenter": "a mask", "detector": "boxes"}
+        raise InputError(f"labels of {wrong.pop()} dimensions; a {task} is judged by {kinds[task]} a sample")
     if task == "classifier":
         best = np.asarray(outputs[0]).reshape(count, -1).argmax(1)
-        return float(np.mean(best == np.asarray(labels).reshape(count)))
+        return float(np.mean(best == np.asarray(labels)))
     if task == "segmenter":
         values = outputs[0]
         likely = 0.5 if values.min() >= 0 and values.max() <= 1 else 0.0
@@ -280,7 +291,8 @@ def accuracy(task: Task, outputs: Sequence[Array], labels: Sequence[Any] | Array
     head = boxes.head_of([array.shape for array in outputs])
     if not head:
         raise InputError("the form of the detector's outputs is not known; its boxes can't be judged")
-    return boxes.average_precision(boxes.decode(head, outputs), list(labels))
+    found = boxes.decode(head, outputs)
+    return boxes.average_precision(found, boxes.labelled(list(labels), found, picture))
 
 
 def _dice(found: Array, mask: Array) -> float:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coresident.errors import InputError
 from coresident.graph.operator import Array
 
 MOST_BEFORE = 1000
@@ -22,6 +23,9 @@ SUPPRESSED_ABOVE = 0.45
 
 MATCHED_FROM = 0.5
 """Overlap from which on two boxes are of the same thing."""
+
+_FARTHEST = 4.0
+"""Corners in shares of the picture do not lie farther out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +135,29 @@ def overlap(box: Array, others: Array) -> Array:
     common = np.clip(high - low, 0, None).prod(1)
     areas = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1)
     return np.asarray(common / np.maximum(areas - common, 1e-12))
+
+
+def labelled(labels: Sequence[Array], found: Sequence[Boxes], picture: tuple[int, int] | None) -> list[Boxes]:
+    """Labels as boxes in the units of a network's own.
+
+    Args:
+        labels: for each picture [boxes, 5]: class, then corners in shares of the picture.
+        found: what the network makes of these pictures, in shares or in pixels.
+        picture: height and width that the network sees.
+
+    Raises:
+        InputError: pixels, and no size given.
+    """
+    extent = max((float(np.abs(one.corners).max(initial=0)) for one in found), default=0.0)
+    units = np.ones(4)
+    if extent > _FARTHEST:
+        if picture is None:
+            raise InputError("the detector's boxes are in pixels, and the size of its picture is not known")
+        units = np.array([picture[1], picture[0]] * 2, np.float64)
+    return [
+        Boxes(label[:, 1:] * units, np.ones(len(label)), label[:, 0].astype(np.int64))
+        for label in map(np.asarray, labels)
+    ]
 
 
 def matches(found: Boxes, wanted: Boxes) -> int:

@@ -1,8 +1,10 @@
-"""What the samples are said to show: classes from a table, a list or folders' names, masks from pictures."""
+"""What the samples are said to show: classes from a table, a list or folders' names, masks from pictures,
+boxes from YOLO's files."""
 
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,11 +17,12 @@ from coresident.graph.graph import Fact
 from coresident.sparsification.folders import files_in
 from coresident.sparsification.sources import Array, plain, wish
 from coresident.vision import images
-from coresident.vision.tensors import Preprocessing, mask_of
+from coresident.vision.tensors import Preprocessing, corners_of, mask_of
 
 FOLDERS = "folders"
 """Asks for classes numbered by the sorted names of the topmost folders."""
 _LONGEST_TABLE = 64 << 20
+_LONGEST_BOXES = 1 << 20
 
 
 class Labels(Protocol):
@@ -94,13 +97,39 @@ class Masks:
         return mask_of(mask, self.preprocessing, wish(self.fact), self.input)
 
 
+@dataclass(frozen=True)
+class BoxFiles:
+    """YOLO's files of boxes, by the names of the pictures that they belong to; one without has none.
+
+    A line is a box: class, centre x and y, width and height, in shares of the picture.
+    """
+
+    paths: Mapping[str, Path]
+    fact: Fact
+    input: str
+    preprocessing: Preprocessing
+
+    def of(self, index: int, name: str, size: tuple[int, int]) -> Array | None:
+        """float64 [boxes, 5]: class, left, top, right and bottom in shares of the input."""
+        stem = PurePosixPath(name).with_suffix("")
+        path = self.paths.get(str(stem)) or self.paths.get(stem.name)
+        rows = np.zeros((0, 5)) if path is None else _boxes(path)
+        centre, half = rows[:, 1:3], rows[:, 3:] / 2
+        corners = np.hstack([centre - half, centre + half])
+        shape = wish(self.fact)
+        corners = np.clip(corners_of(corners, size, self.preprocessing, shape, self.input), 0, 1)
+        seen = np.all(corners[:, :2] < corners[:, 2:], axis=1)
+        return np.column_stack([rows[:, 0], corners])[seen]
+
+
 def labels_of(
     source: object, names: Sequence[str], inputs: Mapping[str, Fact], preprocessing: Preprocessing
 ) -> Labels:
     """The labels for files, or for the samples of an array.
 
     Args:
-        source: None; "folders"; a .csv, .npy, or folder of masks; or an array with a label for each name.
+        source: None; "folders"; a .csv, .npy, or folder of masks or of YOLO's .txt; or an array with a label
+            for each name.
         names: of all samples, sorted; files relative to their folder.
 
     Raises:
@@ -115,10 +144,11 @@ def labels_of(
         return Listed(_listed(source, len(names), "the labels"))
     path = Path(source)
     if path.is_dir():
-        return _masks(path, inputs, preprocessing)
+        return _beside(path, names, inputs, preprocessing)
     if not path.is_file():
         raise InputError(
-            f"no such labels; they are {FOLDERS!r}, a .csv or .npy file, or a folder of masks", file=path
+            f"no such labels; they are {FOLDERS!r}, a .csv or .npy, or a folder of masks or of YOLO's .txt",
+            file=path,
         )
     if path.suffix.lower() == ".npy":
         return Listed(_listed(images.read_arrays(path)[""], len(names), "the file of labels"))
@@ -162,20 +192,59 @@ def _folders(names: Sequence[str]) -> Array:
     return np.array([numbers[top] for top in tops], np.int64)
 
 
-def _masks(folder: Path, inputs: Mapping[str, Fact], preprocessing: Preprocessing) -> Labels:
+def _beside(
+    folder: Path, names: Sequence[str], inputs: Mapping[str, Fact], preprocessing: Preprocessing
+) -> Labels:
+    """Files of boxes where pictures have some of their names, otherwise masks."""
     if len(inputs) != 1:
-        raise InputError("masks are for networks of one input", file=folder)
-    found, _ = files_in(folder, images.PICTURES)
-    if not found:
-        raise InputError(f"no masks, which are {', '.join(images.PICTURES)}, in the folder", file=folder)
+        raise InputError("masks and boxes are for networks of one input", file=folder)
+    ((name, fact),) = inputs.items()
+    texts = _by_stem(folder, (".txt",), "files of boxes")
+    stems = [PurePosixPath(each).with_suffix("") for each in names]
+    if any(str(stem) in texts or stem.name in texts for stem in stems):
+        return BoxFiles(texts, fact, name, preprocessing)
+    masks = _by_stem(folder, images.PICTURES, "masks")
+    if not masks:
+        known = ", ".join(images.PICTURES)
+        raise InputError(f"no masks, which are {known}, nor a .txt named like a picture", file=folder)
+    return Masks(folder, masks, fact, name, preprocessing)
+
+
+def _by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[str, Path]:
+    """Files by their names without endings."""
     paths: dict[str, Path] = {}
-    for name, path in found:
+    for name, path in files_in(folder, suffixes)[0]:
         stem = str(PurePosixPath(name).with_suffix(""))
         if stem in paths:
-            raise InputError(f"two masks of the name {stem!r}", file=folder)
+            raise InputError(f"two {what} of the name {stem!r}", file=folder)
         paths[stem] = path
-    ((name, fact),) = inputs.items()
-    return Masks(folder, paths, fact, name, preprocessing)
+    return paths
+
+
+def _boxes(path: Path) -> Array:
+    """float64 [boxes, 5]."""
+    try:
+        if path.stat().st_size > _LONGEST_BOXES:
+            raise ImageError(f"boxes of more than {_LONGEST_BOXES >> 20} MiB", file=path)
+        lines = path.read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise ImageError(f"can't be read: {error.strerror or error}", file=path) from error
+    except UnicodeDecodeError:
+        raise ImageError("not boxes: no UTF-8", file=path) from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = [float(word) for word in line.split()]
+        except ValueError:
+            row = [math.nan]
+        if not row:
+            continue
+        if len(row) != 5 or not all(map(math.isfinite, row)) or row[0] < 0 or row[0] % 1:
+            raise ImageError(
+                f"line {number} is not CLASS X Y WIDTH HEIGHT in shares of the picture", file=path
+            )
+        rows.append(row)
+    return np.array(rows, np.float64).reshape(-1, 5)
 
 
 def _table(path: Path) -> dict[str, int]:

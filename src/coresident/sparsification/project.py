@@ -18,6 +18,8 @@ from coresident.sparsification.execution import Engine
 from coresident.sparsification.network import Layer
 from coresident.sparsification.progress import Progress
 from coresident.sparsification.settings import Settings
+from coresident.sparsification.sources import takes_pictures
+from coresident.vision.tensors import form_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,15 @@ class Project:
     def prunable(self) -> tuple[Layer, ...]:
         """The layers that may lose weights."""
         return tuple(layer for layer in self.layers if layer.prunable)
+
+    @property
+    def picture(self) -> tuple[int, int] | None:
+        """Height and width of what the network sees, if it sees a picture."""
+        for name, fact in self.calibration.inputs.items():
+            if takes_pictures(fact) and len(shape := self.shapes[name]) == 4:
+                rows = 2 if form_of(fact.shape).layout == "nchw" else 1
+                return shape[rows], shape[rows + 1]
+        return None
 
     @property
     def seconds_left(self) -> float:

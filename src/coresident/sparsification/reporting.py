@@ -44,14 +44,10 @@ def reported(
         serialize(project.graph), project.layers, feeds, project.engine.threads
     )
     after = verification.layer_seconds(onnx, project.layers, feeds, project.engine.threads)
+    dense, result = run.accuracy, run.accuracy_of(made)
     accuracy = None
-    labels = project.held_out.labels
-    if labels is not None:
-        accuracy = Accuracy(
-            agreement.METRICS[project.task],
-            agreement.accuracy(project.task, run.held_out, labels),
-            agreement.accuracy(project.task, made.outputs, labels),
-        )
+    if dense is not None and result is not None:
+        accuracy = Accuracy(agreement.METRICS[project.task], dense, result)
     report = Report(
         model=name,
         task=project.task,

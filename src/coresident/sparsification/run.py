@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -54,7 +54,12 @@ class Run:
         self._floating = frozenset(float_tail(project.graph)) | skipped
 
     def made(self) -> Made:
-        """The network that does what was asked, or comes nearest."""
+        """The network that does what was asked, or comes nearest.
+
+        Raises:
+            InputError: labels that are not for this network; before anything is worked out.
+        """
+        _ = self.accuracy
         kind, value = self._project.settings.target
         if not self._project.prunable or (kind == "sparsity" and not value):
             return self._finished(self._without_zeros())
@@ -199,8 +204,20 @@ class Run:
 
     def drop(self, made: Made) -> float:
         """What it lost on the samples held out: accuracy where there are labels, otherwise agreement."""
+        before, after = self.accuracy, self.accuracy_of(made)
+        return 1.0 - made.agreement.share if before is None or after is None else before - after
+
+    @cached_property
+    def accuracy(self) -> float | None:
+        """The dense network's on the samples held out, if they have labels."""
+        return self._accuracy(self.held_out)
+
+    def accuracy_of(self, made: Made) -> float | None:
+        """The same of another network."""
+        return self._accuracy(made.outputs)
+
+    def _accuracy(self, outputs: Sequence[Array]) -> float | None:
         labels = self._project.held_out.labels
         if labels is None:
-            return 1.0 - made.agreement.share
-        before = agreement.accuracy(self._project.task, self.held_out, labels)
-        return before - agreement.accuracy(self._project.task, made.outputs, labels)
+            return None
+        return agreement.accuracy(self._project.task, outputs, labels, self._project.picture)

@@ -41,7 +41,7 @@ class Samples:
         items: where their arrays come from.
         inputs: of the network: names, types and shapes, in which a string is a free size.
         labels: one for each sample, None without. Integers: classes [N]; masks [N, H, W], or a tuple of
-            [H, W] where they differ in size.
+            [H, W] where they differ in size. Floats: boxes, for each sample [boxes, 5].
         rejected: names of what could not be read, with the reasons.
         preprocessing: of the pictures.
     """

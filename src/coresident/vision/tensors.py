@@ -20,6 +20,9 @@ Layout = Literal["nchw", "nhwc"]
 Channels = Literal["rgb", "bgr", "gray"]
 Fit = Literal["stretch", "letterbox", "crop"]
 
+Window = tuple[int, int, int, int]
+"""Top, left, rows, columns."""
+
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """ITU-R BT.601: grey of red, green, blue."""
 
@@ -205,7 +208,7 @@ def tensor_of(
             f"the input {name!r} has {form.channels} channels; {channels} has {count}", shape=list(shape)
         )
     levels = _with_channels(picture.astype(np.float32), channels)
-    size = _size(options, form, picture, shape, name)
+    size = _size(options, form, picture.shape, shape, name)
     pad = options.pad * (257 if picture.dtype == np.uint16 else 1)
     levels = _fitted(levels, size, options, pad, Image.Resampling.BILINEAR)
     scale = options.scale
@@ -243,16 +246,49 @@ def mask_of(
     Raises:
         InputError: as `tensor_of`.
     """
-    size = _size(options, form_of(shape, options.layout, name), mask, shape, name)
+    size = _size(options, form_of(shape, options.layout, name), mask.shape, shape, name)
     levels = mask.astype(np.int32)[:, :, None]
     return np.ascontiguousarray(_fitted(levels, size, options, outside, Image.Resampling.NEAREST)[:, :, 0])
 
 
+def corners_of(
+    corners: Array,
+    picture: Sequence[int],
+    options: Preprocessing,
+    shape: Sequence[int | str | None],
+    name: str = "",
+) -> Array:
+    """Boxes of a picture, as they lie in what `tensor_of` makes of it.
+
+    Args:
+        corners: [boxes, 4], left, top, right, bottom in shares of the picture.
+        picture: its height and width.
+        options, shape, name: as for the picture.
+
+    Returns:
+        float64 [boxes, 4] in shares of the input; what "crop" cuts away lies outside of 0..1.
+
+    Raises:
+        InputError: as `tensor_of`.
+    """
+    size = _size(options, form_of(shape, options.layout, name), picture, shape, name)
+    shares = corners.astype(np.float64)
+    if options.fit == "stretch":
+        return shares
+    if options.fit == "crop":
+        top, left, rows, columns = _cropped(options, size, picture)
+        whole = np.array([picture[1], picture[0]] * 2)
+        return np.asarray((shares * whole - [left, top, left, top]) / [columns, rows, columns, rows])
+    top, left, rows, columns = _boxed(size, picture)
+    inside = shares * [columns, rows, columns, rows] + [left, top, left, top]
+    return np.asarray(inside / np.array([size[1], size[0]] * 2))
+
+
 def _size(
-    options: Preprocessing, form: Form, picture: Array, shape: Sequence[int | str | None], name: str
+    options: Preprocessing, form: Form, picture: Sequence[int], shape: Sequence[int | str | None], name: str
 ) -> tuple[int, int]:
     """Height and width that a picture gets."""
-    size = options.size or (form.height or picture.shape[0], form.width or picture.shape[1])
+    size = options.size or (form.height or picture[0], form.width or picture[1])
     for want, have in zip((form.height, form.width), size):
         if want not in (have, None):
             raise InputError(f"the input {name!r} can't take {size[0]}x{size[1]}", shape=list(shape))
@@ -274,21 +310,29 @@ def _fitted(
     """[H, W, channels] brought to a size as the options say."""
     if options.fit == "stretch":
         return resized(levels, size, filter)
-    height, width = levels.shape[:2]
     if options.fit == "crop":
-        share = options.crop_share * min(height / size[0], width / size[1])
-        part = [max(1, min(have, round(want * share))) for want, have in zip(size, (height, width))]
-        top, left = (height - part[0]) // 2, (width - part[1]) // 2
-        return resized(levels[top : top + part[0], left : left + part[1]], size, filter)
-    share = min(size[0] / height, size[1] / width)
-    inner = (
-        max(1, min(size[0], round(height * share))),
-        max(1, min(size[1], round(width * share))),
-    )
+        top, left, rows, columns = _cropped(options, size, levels.shape)
+        return resized(levels[top : top + rows, left : left + columns], size, filter)
     box = np.full((*size, levels.shape[2]), pad, levels.dtype)
-    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
-    box[top : top + inner[0], left : left + inner[1]] = resized(levels, inner, filter)
+    top, left, rows, columns = _boxed(size, levels.shape)
+    box[top : top + rows, left : left + columns] = resized(levels, (rows, columns), filter)
     return box
+
+
+def _cropped(options: Preprocessing, size: tuple[int, int], picture: Sequence[int]) -> Window:
+    """The part of a picture that "crop" keeps."""
+    height, width = picture[:2]
+    share = options.crop_share * min(height / size[0], width / size[1])
+    rows, columns = (max(1, min(have, round(want * share))) for want, have in zip(size, (height, width)))
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def _boxed(size: tuple[int, int], picture: Sequence[int]) -> Window:
+    """The part of an input that a picture takes in a letterbox."""
+    height, width = picture[:2]
+    share = min(size[0] / height, size[1] / width)
+    rows, columns = (max(1, min(most, round(have * share))) for most, have in zip(size, (height, width)))
+    return (size[0] - rows) // 2, (size[1] - columns) // 2, rows, columns
 
 
 def resized(

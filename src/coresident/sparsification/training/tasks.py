@@ -32,10 +32,13 @@ def task_of(samples: Samples) -> Task:
     """What the labels are for.
 
     Raises:
-        InputError: there are no labels.
+        InputError: there are no labels, or boxes.
     """
+    wanted = "training needs labels: folders named by class, a .csv, or a folder of masks"
     if samples.labels is None:
-        raise InputError("training needs labels: folders named by class, a .csv, or a folder of masks")
+        raise InputError(wanted)
+    if np.asarray(samples.labels[0]).dtype.kind == "f":
+        raise InputError(f"{wanted}; these are boxes, which a loop of your own can learn from (Sparsifier)")
     return "classification" if np.ndim(samples.labels[0]) == 0 else "segmentation"
 
 
