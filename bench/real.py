@@ -106,16 +106,21 @@ def cifar(assets: Path, depth: int, pictures: int = 256) -> Case:
 
 
 def squeezenet(assets: Path) -> Case:
-    """SqueezeNet 1.1: calibrated on every other ImageNet sample, judged by the rest."""
+    """SqueezeNet 1.1: calibrated on every other ImageNet sample and COCO128's photos, judged by the rest."""
     folder = assets / "data" / "imagenet_samples"
     with open(folder / "labels.csv", newline="") as stream:
         labels = {row["file"]: int(row["ilsvrc_class_index"]) for row in csv.DictReader(stream)}
     photos = [path for path in sorted(folder.glob("*.JPEG")) if path.name in labels]
-    tensors = [_sized(path, 227)[..., ::-1] - np.float32([104, 117, 123]) for path in photos]
-    x = np.ascontiguousarray(np.stack(tensors).transpose(0, 3, 1, 2))
+
+    def tensors(paths: list[Path]) -> Array:
+        levels = np.stack([_sized(path, 227)[..., ::-1] - np.float32([104, 117, 123]) for path in paths])
+        return np.ascontiguousarray(levels.transpose(0, 3, 1, 2))
+
+    x = tensors(photos)
+    others = tensors(sorted((assets / "data" / "coco128").glob("*.jpg")))
     return Case(
         next((assets / "models" / "squeezenet").rglob("squeezenet_v1.1.onnx")),
-        [{"data": x[i : i + 1]} for i in range(0, len(x), 2)],
+        [{"data": one[None]} for one in (*x[::2], *others)],
         _classifies(x[1::2], np.array([labels[path.name] for path in photos[1::2]]), "data", 1),
     )
 

@@ -55,7 +55,9 @@ EXPERIMENTS = {
     "resnet20-int8": Experiment(lambda a: real.cifar(a, 20), {"sparsity": 0.5, **BYTES}, 0.02),
     "resnet56": Experiment(lambda a: real.cifar(a, 56), {"sparsity": 0.6, **FLOAT}, 0.015),
     "resnet56-int8": Experiment(lambda a: real.cifar(a, 56), {"sparsity": 0.5, **BYTES}, 0.02),
-    "squeezenet-int8": Experiment(real.squeezenet, {"sparsity": 0.4, **BYTES}, 0.07, by_agreement=True),
+    "squeezenet-int8": Experiment(
+        real.squeezenet, {"sparsity": 0.4, "effort": "max", **BYTES}, 0.07, by_agreement=True
+    ),
     "nuclei-int8": Experiment(real.nuclei, {"sparsity": 0.6, **BYTES}, 0.01),
     "fastestdet-int8": Experiment(real.fastestdet, {"sparsity": 0.0, **BYTES}, 0.01),
 }

@@ -21,6 +21,9 @@ from coresident.sparsification.sensitivity import keep_worst, sensitivity
 
 COSTLY = 0.03
 """Share of the decisions on the probes that bytes may change without layers being kept in floats for it."""
+_PART = 0.25
+"""Part of the whole loss that may be theirs: where zeros have moved decisions already, a few more that fall
+the other way are chance."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def _in_bytes(
     kept: tuple[str, ...] = ()
     if project.settings.effort != "fast" and project.seconds_left > 0:
         exact, rounded = judged(sparse), judged(quantised)
-        if exact.share - rounded.share > COSTLY:
+        if exact.share - rounded.share > COSTLY and rounded.loss - exact.loss > _PART * rounded.loss:
             order = sensitivity(
                 sparse,
                 found,
