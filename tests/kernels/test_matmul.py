@@ -112,6 +112,17 @@ def test_gemm(seed: int, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("n", [1, 19, 48])
+def test_long_epilogues_of_several_blocks_of_rows(n: int, target: str) -> None:
+    rng = np.random.default_rng(n)
+    m, k = 1201, 5
+    feeds = {"a": random_array(rng, (2, m, k), np.float32), "d": random_array(rng, (2, m, n), np.float32)}
+    weights = random_array(rng, (k, n), np.float32)
+    node = Node("MatMul", ("a", "w", "d"), ("y",), {"epilogue": GELU}, "product")
+    check_node(node, feeds, {"w": weights}, target=target, tolerance=_tolerance(k))
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("seed", range(12))
 def test_sparse_kernels(seed: int, kernel: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:

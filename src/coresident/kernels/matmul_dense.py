@@ -15,7 +15,6 @@ import numpy as np
 
 from coresident.codegen.builder import F32, Function, Value, Variable, kernel
 from coresident.codegen.target import Target
-from coresident.codegen.types import Type
 from coresident.kernels import movement
 from coresident.kernels.arguments import element_0, operand
 from coresident.kernels.layout import Layout
@@ -31,6 +30,9 @@ CHAINS = 8
 
 MOST_ROWS = 8
 """Rows of A walked at once: each takes an address register."""
+
+KEPT = 16 << 10
+"""Bytes of sums that wait in L1 for a long epilogue."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,8 @@ def dense(p: Product, plan: Plan, why: Sequence[str]) -> None:
     panels = -(-p.n // width)
     # Rows of one task: their part of A fits half of L2 while all panels pass; fewer where threads would idle.
     rows = max(tile.rows, plan.target.l2_bytes // 2 // (4 * max(p.k, 1)) // tile.rows * tile.rows)
+    if p.heavy:
+        rows = min(rows, max(1, KEPT // (4 * width * tile.rows)) * tile.rows)
     if plan.threads > 1:
         wanted = 4 * plan.threads
         blocks = max(1, -(-wanted // max(1, panels * p.matrices)))
@@ -132,7 +136,7 @@ def dense(p: Product, plan: Plan, why: Sequence[str]) -> None:
     panel, rest = f["task"] % panels, f["task"] // panels
     _panel(f, p, right, tile, panel, rest, rows, packed)
     if p.heavy:
-        plan.scratch(tile.rows * width * 4)
+        plan.scratch(rows * width * 4)
     info: dict[str, Any] = {
         "kernel": "dense matrix product",
         "tile": str(tile),
@@ -234,17 +238,23 @@ def _panel(
         step = vectors * lanes if packed and vectors != tile.vectors else right.row
         source = replace(right, row=step)
         whole = p.m // tile.rows * tile.rows
+
+        def tile_at(row: Value, size: int) -> None:
+            totals = _totals(f, p, source, Tile.of(size, vectors), a, b, row, count, packed)
+            if p.heavy:
+                _keep(f, totals, (row - start) * (vectors * lanes))
+            else:
+                _write(f, totals, output, row, panel * width, count)
+
         if whole:
             stop = f.constant(whole, start.type) if blocks == 1 else _smaller(f, start + rows, whole)
             with f.loop(start, stop, tile.rows) as m:
-                _tile(
-                    f, p, source, Tile.of(tile.rows, vectors), a, b, output, m, panel * width, count, packed
-                )
+                tile_at(m, tile.rows)
         if p.m % tile.rows:
-            last = Tile.of(p.m % tile.rows, vectors)
-            m = f.constant(whole, start.type)
             with f.when(block.equals(blocks - 1)):
-                _tile(f, p, source, last, a, b, output, m, panel * width, count, packed)
+                tile_at(f.constant(whole, start.type), p.m % tile.rows)
+        if p.heavy:
+            _write_kept(f, output, start, _smaller(f, start + rows, p.m), panel * width, count)
 
     if rest_columns == width:
         columns(width)
@@ -261,20 +271,18 @@ def _smaller(f: Function, a: Value, b: int) -> Value:
     return f.select(a < b, a, b)
 
 
-def _tile(
+def _totals(
     f: Function,
     p: Product,
     right: Matrix,
     tile: Tile,
     a: Value,
     b: Value,
-    output: Output,
     row: Value,
-    column: Value,
     count: int,
     packed: bool,
-) -> None:
-    """A tile of C: `count` columns of which the last vector may be partly beyond C."""
+) -> list[list[Value]]:
+    """A tile of sums, rows of vectors: `count` columns, of which the last vector may be partly beyond C."""
     kind = F32.by(f.target.lanes(F32))
     lanes = kind.lanes
     sums = [
@@ -303,16 +311,7 @@ def _tile(
                 step(k + u, u % tile.chains)
     for u in range(p.k - whole):
         step(whole + u, u % tile.chains)
-    totals = [
-        [_sum(f, [chain[r][v] for chain in sums]) for v in range(tile.vectors)] for r in range(tile.rows)
-    ]
-    places = output.at(row, column)
-    if not p.heavy:
-        for r in range(tile.rows):
-            for v in range(tile.vectors):
-                output.write(totals[r][v], places, r, v * lanes, lanes if v < tile.vectors - 1 else last)
-        return
-    _write_in_loops(f, p, totals, kind, output, row, column, last)
+    return [[_sum(f, [chain[r][v] for chain in sums]) for v in range(tile.vectors)] for r in range(tile.rows)]
 
 
 def _sum(f: Function, chains: Sequence[Variable]) -> Value:
@@ -322,28 +321,41 @@ def _sum(f: Function, chains: Sequence[Variable]) -> Value:
     return values[0]
 
 
-def _write_in_loops(
-    f: Function,
-    p: Product,
-    totals: Sequence[Sequence[Value]],
-    kind: Type,
-    output: Output,
-    row: Value,
-    column: Value,
-    last: int,
+def _write(
+    f: Function, totals: Sequence[Sequence[Value]], output: Output, row: Value, column: Value, count: int
 ) -> None:
-    """A long epilogue stands once in the code: the sums pass through scratch."""
-    lanes, vectors = kind.lanes, len(totals[0])
-    scratch = f["scratch"]
+    """A tile's epilogue and stores."""
+    lanes = f.target.lanes(F32)
+    places = output.at(row, column)
     for r, line in enumerate(totals):
         for v, total in enumerate(line):
-            f.store(total, scratch, (r * vectors + v) * lanes)
-    full = vectors if last == lanes else vectors - 1
-    with f.loop(0, len(totals)) as index:
-        if full:
-            with f.loop(0, full) as at:
-                total = f.load(kind, scratch, (index * vectors + at) * lanes)
-                output.write(total, output.at(row + index, column + at * lanes), 0, 0, lanes)
-        if full < vectors:
-            total = f.load(kind, scratch, (index * vectors + full) * lanes)
-            output.write(total, output.at(row + index, column + full * lanes), 0, 0, last)
+            output.write(total, places, r, v * lanes, min(lanes, count - v * lanes))
+
+
+def _keep(f: Function, totals: Sequence[Sequence[Value]], first: Value) -> None:
+    """Sums stored from an element of scratch on."""
+    lanes = f.target.lanes(F32)
+    place = f.offset(f["scratch"], first, F32)
+    for r, line in enumerate(totals):
+        for v, total in enumerate(line):
+            f.store(total, place, (r * len(line) + v) * lanes)
+
+
+def _write_kept(f: Function, output: Output, start: Value, stop: Value, column: Value, count: int) -> None:
+    """A long epilogue, once in the code and behind all tiles: inside their loop LLVM holds its constants in
+    registers around the products, and spills sums at each of them (2.4 times slower)."""
+    kind = F32.by(f.target.lanes(F32))
+    lanes = kind.lanes
+    width = -(-count // lanes) * lanes
+    whole = count // lanes * lanes
+
+    def rows(at: Value | int, size: int) -> None:
+        with f.loop(start, stop) as row:
+            total = f.load(kind, f["scratch"], (row - start) * width + at)
+            output.write(total, output.at(row, column + at), 0, 0, size)
+
+    if whole:
+        with f.loop(0, whole, lanes) as at:
+            rows(at, lanes)
+    if count > whole:
+        rows(whole, count - whole)
