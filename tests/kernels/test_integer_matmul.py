@@ -77,6 +77,17 @@ def test_blocks_that_are_not_zero(seed: int, target: str, monkeypatch: pytest.Mo
     check_node(node, feeds, constants, target=target, threads=1 + seed % 2, tolerance=0)
 
 
+@pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])
+@pytest.mark.parametrize("largest", [64, 65, -64, -65])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_sums_at_the_bound_of_16_bits(dtype: Any, largest: int, target: str) -> None:
+    bounds = np.iinfo(dtype)
+    for a in (bounds.min, bounds.max):
+        feeds = {"a": np.full((5, 37), a, dtype)}
+        node = Node("MatMulInteger", ("a", "b"), ("y",), {}, "product")
+        check_node(node, feeds, {"b": np.full((37, 19), largest, np.int8)}, target=target, tolerance=0)
+
+
 @pytest.mark.parametrize("name", INTEGER_TARGETS)
 def test_code_is_made_for_other_targets(name: str) -> None:
     for seed in (1, 2):

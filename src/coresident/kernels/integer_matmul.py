@@ -20,6 +20,7 @@ from coresident.kernels import cost, integer_matmul_sparse
 from coresident.kernels.integer import corrected, most, zero_point
 from coresident.kernels.integer_epilogue import IntegerEpilogue
 from coresident.kernels.integer_matmul_sparse import Blocks
+from coresident.kernels.integer_stream import elements, safe_products
 from coresident.kernels.layout import Layout
 from coresident.kernels.loopnest import nest
 from coresident.kernels.lowering import Plan, Tensor, lowers
@@ -46,6 +47,7 @@ class _Code:
     Args:
         sizes: rows, depth, columns.
         rounds: how many matrices of bytes the weights are the sum of.
+        fits: whether sums of two products fit 16 bits, so that weights are multiplied as they are.
         blocks: the weights, where only blocks that are not zero are stored.
         extras: addresses of the epilogue's tensors and channel arrays.
         tensors: the result and the epilogue's.
@@ -57,6 +59,7 @@ class _Code:
     tile: _Tile
     sizes: tuple[int, int, int]
     rounds: int
+    fits: bool
     blocks: Blocks | None
     a: Value
     y: Value
@@ -103,9 +106,14 @@ class _Code:
                 one = f.load(I32, f.offset(self.a, (row + r) * depth), quad, align=1)
                 xs.append(f.splat(one ^ -0x7F7F7F80 if self.flip else one, kind))
             for v in range(vectors):
-                weight = self.dot.any_weights(f, f.load(kind, here, v * lanes))
+                weight = f.load(kind, here, v * lanes)
+                parts = () if self.fits else self.dot.any_weights(f, weight)
                 for r, x in enumerate(xs):
-                    totals[r][v].set(self.dot.add_any(f, totals[r][v].get(), x, weight))
+                    total = totals[r][v].get()
+                    if self.fits:
+                        totals[r][v].set(self.dot.add(f, total, [x], [weight]))
+                    else:
+                        totals[r][v].set(self.dot.add_any(f, total, x, parts))
         for r in range(count):
             for v in range(vectors):
                 self._finish(row + r, column + v * lanes, totals[r][v].get())
@@ -176,7 +184,6 @@ def product(node: Node, plan: Plan) -> None:
     epilogue = IntegerEpilogue.of(node, plan, 5, most(weights.T, bias), axis=len(out.shape) - 1, planar=False)
     point = zero_point(node, plan.graph)
     start = corrected(bias, weights.sum(axis=0, dtype=np.int64), point, a.dtype, dot)
-    start = (start + dot.lacking(weights).sum(axis=0)).astype(np.int32)
     machine = cost.Machine.of(plan.target)
     macs = rows * depth * columns
     tile = _tile(rows, columns, lanes)
@@ -186,6 +193,10 @@ def product(node: Node, plan: Plan) -> None:
     fewer = integer_matmul_sparse.estimated_cycles(blocks, rows, lanes)
     sparse = fewer < cycles
     rounds: list[np.ndarray[Any, Any]] = []
+    fits = not sparse and _fit(weights, dot)
+    if not fits:
+        start = start + dot.lacking(weights).sum(axis=0)
+    start = start.astype(np.int32)
     if sparse:
         tile, cycles, groups = _Tile(tile.rows, 1), fewer, -(-columns // lanes)
         tables = [blocks.stream, blocks.steps, blocks.starts]
@@ -205,6 +216,7 @@ def product(node: Node, plan: Plan) -> None:
         tile,
         (rows, depth, columns),
         len(rounds),
+        fits,
         Blocks(word(f, 3), word(f, 4), word(f, 5), blocks.steps.shape[1], dot, flip) if sparse else None,
         word(f, 0),
         word(f, 1),
@@ -259,6 +271,17 @@ def _constants(node: Node, plan: Plan) -> tuple[np.ndarray[Any, Any], np.ndarray
         whole = whole - point.astype(np.int16).reshape(-1)
     columns = whole.shape[1]
     return whole, np.zeros(columns, np.int32) if bias is None else bias.astype(np.int32)
+
+
+def _fit(weights: np.ndarray[Any, Any], dot: Dot) -> bool:
+    """Whether products by `Dot.add` are exact, as they always are with weights of 7 bits.
+
+    With 8 bits a third of normal weights and none of uniform ones lie in blocks of two vectors that would be:
+    to multiply those apart wins nothing.
+    """
+    whole = elements(np.ascontiguousarray(weights.T)[:, :, None], dot.channels)
+    safe = safe_products(whole) if dot.held else whole
+    return np.array_equal(np.clip(safe, dot.low, dot.high), whole)
 
 
 def _within(weights: np.ndarray[Any, Any], dot: Dot) -> list[np.ndarray[Any, Any]]:
