@@ -75,8 +75,14 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Masks:
-    """Pictures of labels, by the names of the pictures that they belong to (endings may differ)."""
+class _Beside:
+    """Files by the names of the pictures that they belong to (endings may differ).
+
+    Args:
+        folder: that holds them.
+        paths: by their names without endings.
+        fact, input, preprocessing: of what pictures become.
+    """
 
     folder: Path
     paths: Mapping[str, Path]
@@ -84,9 +90,17 @@ class Masks:
     input: str
     preprocessing: Preprocessing
 
-    def of(self, index: int, name: str, size: tuple[int, int]) -> Array | None:
+    def path_of(self, name: str) -> Path | None:
+        """The file of a picture."""
         stem = PurePosixPath(name).with_suffix("")
-        path = self.paths.get(str(stem)) or self.paths.get(stem.name)
+        return self.paths.get(str(stem)) or self.paths.get(stem.name)
+
+
+class Masks(_Beside):
+    """Pictures of labels."""
+
+    def of(self, index: int, name: str, size: tuple[int, int]) -> Array | None:
+        path = self.path_of(name)
         if path is None:
             raise ImageError("there is no mask of this name", file=self.folder)
         mask = images.read_mask(path)
@@ -97,22 +111,15 @@ class Masks:
         return mask_of(mask, self.preprocessing, wish(self.fact), self.input)
 
 
-@dataclass(frozen=True)
-class BoxFiles:
-    """YOLO's files of boxes, by the names of the pictures that they belong to; one without has none.
+class BoxFiles(_Beside):
+    """YOLO's files of boxes; a picture without one has none.
 
     A line is a box: class, centre x and y, width and height, in shares of the picture.
     """
 
-    paths: Mapping[str, Path]
-    fact: Fact
-    input: str
-    preprocessing: Preprocessing
-
     def of(self, index: int, name: str, size: tuple[int, int]) -> Array | None:
         """float64 [boxes, 5]: class, left, top, right and bottom in shares of the input."""
-        stem = PurePosixPath(name).with_suffix("")
-        path = self.paths.get(str(stem)) or self.paths.get(stem.name)
+        path = self.path_of(name)
         rows = np.zeros((0, 5)) if path is None else _boxes(path)
         centre, half = rows[:, 1:3], rows[:, 3:] / 2
         corners = np.hstack([centre - half, centre + half])
@@ -200,9 +207,9 @@ def _beside(
         raise InputError("masks and boxes are for networks of one input", file=folder)
     ((name, fact),) = inputs.items()
     texts = _by_stem(folder, (".txt",), "files of boxes")
-    stems = [PurePosixPath(each).with_suffix("") for each in names]
-    if any(str(stem) in texts or stem.name in texts for stem in stems):
-        return BoxFiles(texts, fact, name, preprocessing)
+    boxes = BoxFiles(folder, texts, fact, name, preprocessing)
+    if any(boxes.path_of(each) for each in names):
+        return boxes
     masks = _by_stem(folder, images.PICTURES, "masks")
     if not masks:
         known = ", ".join(images.PICTURES)
