@@ -274,12 +274,16 @@ class Function:
         a, b = self.value(a, kind), self.value(b, kind)
         return self.emit(f"select {condition.type} {condition.text}, {kind} {a.text}, {kind} {b.text}", kind)
 
-    def opaque(self, address: Value) -> Value:
-        """The same address, of which LLVM does not know that it is: loads from it are not merged with others.
+    def opaque(self, value: Value) -> Value:
+        """The same address, integer or vector, of which LLVM does not know that it is.
 
-        Merged, values that are cheap to load again stay in registers that sums need.
+        Loads from such an address are not merged with others: merged, values that are cheap to load again
+        stay in registers that sums need. A vector is taken apart in its register, not loaded lane by lane.
         """
-        return self.emit(f'call ptr asm "", "=r,0"(ptr {address.text})', PTR)
+        whole = value.type.lanes == 1 and value.type.kind != "f"
+        vector = "w" if self.target.arch == "aarch64" else "v" if self.target.has("avx512f") else "x"
+        register = "r" if whole else vector
+        return self.emit(f'call {value.type} asm "", "={register},0"({value.type} {value.text})', value.type)
 
     # Arithmetic that has no operator
 

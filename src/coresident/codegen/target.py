@@ -52,6 +52,11 @@ class Target:
         return self.vector_bits // max(scalar.bits, 8)
 
     @property
+    def register_bits(self) -> int:
+        """Width of the CPU's widest vector register."""
+        return 512 if self.has("avx512f") else 128 if self.arch == "aarch64" else 256
+
+    @property
     def feature_string(self) -> str:
         """As LLVM wants it."""
         return ",".join(f"+{name}" for name in sorted(self.features))

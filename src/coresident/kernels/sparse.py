@@ -140,12 +140,23 @@ def choose(
     return best
 
 
+def _in_rounds(words: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The stream of rows by themselves, with the (offset, weight) of each whole round of a row turned into
+    all its offsets, then all its weights."""
+    place = np.arange(len(words)) - np.repeat(np.cumsum(counts) - counts, counts)
+    whole = place < np.repeat(counts // UNROLL * UNROLL, counts)
+    turned = words.copy()
+    turned[whole] = words[whole].reshape(-1, UNROLL, 2).transpose(0, 2, 1).reshape(-1, 2)
+    return turned.reshape(-1)
+
+
 @dataclass(frozen=True)
 class Packed:
     """The nonzeros in the order in which the kernel meets them.
 
     Args:
-        stream: int32 words, for each nonzero its offset in bytes, then `shared` float32 weights.
+        stream: int32 words, for each nonzero its offset in bytes, then `shared` float32 weights; where one
+            channel stands by itself, whole rounds of `UNROLL` have their offsets first, then their weights.
         rows: [.., 2] int32: the first output channel of a row and its number of nonzeros, in order of that
             number within each (part of the rows, block).
         starts: [groups, parts of the rows, blocks] int64: where each begins in `stream`, in words.
@@ -180,7 +191,7 @@ def pack(weights: np.ndarray[Any, Any], g: Geometry, choice: Choice, work: Cut) 
                 words = np.empty((len(row), 1 + shared), np.int32)
                 words[:, 0] = offsets[c + channel, tap]
                 words[:, 1:] = part[order][row, :, channel, tap].astype(np.float32).view(np.int32)
-                streams.append(words.reshape(-1))
+                streams.append(_in_rounds(words, counts[order]) if shared == 1 else words.reshape(-1))
                 rows.append(np.stack([(first + order) * shared, counts[order]], axis=1).astype(np.int32))
                 starts.append(at)
                 at += words.size

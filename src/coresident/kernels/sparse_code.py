@@ -85,7 +85,12 @@ class _Code:
             position.set(f.offset(at, number * size))
 
         with f.loop(0, count >> (UNROLL.bit_length() - 1)):
-            some(UNROLL)
+            if self.choice.shared == 1:
+                at = position.get()
+                self._round(x, at, totals[0])
+                position.set(f.offset(at, UNROLL * size))
+            else:
+                some(UNROLL)
         # What is left by its binary digits: rows of like length follow each other, so these branches are
         # predicted
         # as an indirect jump into the sequence is not.
@@ -94,6 +99,26 @@ class _Code:
             with f.when((count & part).differs(0)):
                 some(part)
             part //= 2
+
+    def _round(self, x: Value, at: Value, totals: Sequence[Variable]) -> None:
+        """The `UNROLL` nonzeros at an address in the stream, of a row by itself: their offsets, then their
+        weights.
+
+        What binds are loads: two offsets are one, and four weights, which shuffles spread.
+        """
+        f, vector = self.frame.function, self.frame.vector
+        first = f.load(F32.by(UNROLL), at, UNROLL)
+        held = min(vector.bytes, f.target.register_bits // 8) // 4
+        weights = f.opaque(f.shuffle(first, None, [i % UNROLL for i in range(held)]))
+        for pair in range(UNROLL // 2):
+            offsets = f.opaque(f.load(I64, at, pair))
+            for half, offset in enumerate((f.convert(f.convert(offsets, I32), I64), offsets >> 32)):
+                index = 2 * pair + half
+                lanes = [i // UNROLL * UNROLL % held + index for i in range(vector.lanes)]
+                weight = f.shuffle(weights, None, lanes)
+                pixels = f.offset(x, offset)
+                for v, total in enumerate(totals):
+                    total.set(f.fma(f.load(vector, pixels, v * vector.lanes), weight, total.get()))
 
     def _one(self, x: Value, at: Value, index: int, totals: Sequence[Sequence[Variable]]) -> None:
         """The nonzero `index` places from an address in the stream: one weight for each channel that shares
