@@ -127,24 +127,39 @@ def sparse_rows(
     shared: int,
     nonzeros: float,
     rows: float,
+    blocks: int,
     changes: float,
+    extras: int,
     unaligned: bool,
-    resident: bool,
+    block_bytes: float,
     vector_bytes: int,
 ) -> float:
     """Cycles for one tile over `rows` groups of `shared` output channels that hold `nonzeros` products each.
 
     Args:
+        rows: in all blocks of input channels.
+        blocks: of input channels, between which sums wait.
         changes: how many of the rows have another number of nonzeros than the row before: each is a
             mispredict.
+        extras: tensors that the epilogue reads.
         unaligned: half of the vectors then touch two cache lines.
-        resident: whether the tile's activations lie in L1.
+        block_bytes: of the activations that a block reads again and again.
     """
-    per_vector = 1.6 if unaligned else 1.0
-    load = (vectors * per_vector + shared) / machine.loads
-    fma = vectors * shared / machine.fmas
-    issue = (vectors * max(shared, 1) + (vectors if shared > 1 else 0) + shared + 1.5) / machine.issue
-    far = 0.0 if resident else vectors * vector_bytes * (1.25 if unaligned else 1.0) / machine.l2_bytes
-    body = nonzeros * max(load, fma, issue, far, 4.0 if vectors * shared < 8 else 0.0)
-    ends = 8 + 3.0 * vectors * shared
-    return rows * (body + ends) + changes * machine.mispredict
+    sums = vectors * shared
+    words = 1.6 if shared == 1 else 1.5 + shared
+    load = (vectors * (1.5 if unaligned else 1.0) + words) / machine.loads
+    # Beside the weights and sums that pass through, about half of L1 keeps a block's activations.
+    missed = min(max(block_bytes - 0.6 * machine.l1_bytes, 0.0) / (2.8 * machine.l1_bytes), 1.0)
+    far = vectors * (1.25 * vector_bytes / machine.l2_bytes - 1 / machine.loads)
+    # A sum can be added to four cycles later; meanwhile other rows' products run, as far as the core sees.
+    ahead = nonzeros * (sums + 1.8) + 2 * sums + 10
+    latency = 4.0 * min(ahead / 180, 1.0)
+    fma = sums / machine.fmas * (1.0 if shared == 1 else 1.0 + 0.08 * shared)
+    issue = (sums + (vectors if shared > 1 else 0) + shared + 1.5) / machine.issue
+    body = nonzeros * max(load + missed * far, fma, issue, latency)
+    last = rows / blocks
+    waiting = last * sums * vector_bytes
+    # Sums that wait pass through L2, where what the tile reads next and writes wants to stay.
+    waits = sums * vector_bytes / machine.l2_bytes * (1 + 2 * min(3 * waiting / machine.cache, 2.0))
+    stores = sums * vector_bytes / 32 * (2.0 + 3.5 * extras)
+    return rows * (body + 10) + (rows - last) * waits + last * stores + changes * machine.mispredict

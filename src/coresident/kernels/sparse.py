@@ -7,7 +7,11 @@ hence:
 
 * input channels are taken in blocks whose part of the tile fits L1;
 * rows of a block stand in the order of their number of nonzeros, so that branches on it are predicted;
-* where 2 or 4 output channels share their pattern, each load serves them all.
+* where 2 or 4 output channels share their pattern, each load serves them all;
+* otherwise weights are loaded four at a time, and their offsets two at a time.
+
+Measured without gain: copies of the tile, one for each column of taps, that no vector of crosses a line (they
+fill L1 three times over), and two rows abreast whose sums wait for each other's products.
 """
 
 from __future__ import annotations
@@ -32,9 +36,8 @@ from coresident.kernels.geometry import (
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.tiling import Cut
 
-MARGIN = 1.35
-"""Measured over modelled cycles, relative to the dense kernel's (`bench/break_even.py`): activations arrive
-later than the caches' bandwidths say, and here nothing else is left to bind."""
+MARGIN = 1.1
+"""Measured over modelled cycles, relative to the dense kernel's (`bench/break_even.py`)."""
 
 UNROLL = 4
 """Nonzeros in one round of the inner loop, a power of two."""
@@ -105,8 +108,7 @@ def choose(
                 if vectors * shared > registers - (shared > 1):
                     continue
                 blocks = counts.shape[1]
-                resident = block * reach <= machine.l1_bytes
-                if blocks > 1 and not resident:
+                if blocks > 1 and block * reach > 1.4 * machine.l1_bytes:
                     continue
                 stored = float(counts.sum())
                 total = 0.0
@@ -116,20 +118,22 @@ def choose(
                 ):
                     if not count:
                         continue
-                    rows = counts.size
+                    rows, read = counts.size, 4 * footprint(g, width * lanes)
                     one = cost.sparse_rows(
                         machine,
                         width,
                         shared,
                         stored / rows,
                         rows,
+                        blocks,
                         changes,
+                        len(extras),
                         unaligned,
-                        resident,
+                        block * read,
                         vector_bytes,
                     )
-                    # Bringing the tile into L1, partly hidden behind arithmetic.
-                    one += 0.5 * shape.groups * shape.inputs * reach / machine.l2_bytes
+                    # Bringing the tile into L1.
+                    one += 1.5 * shape.groups * shape.inputs * read / machine.l2_bytes
                     stream = stored * 4 * (1 + shared)
                     rate = machine.l2_bytes if stream < machine.cache else machine.l3_bytes
                     total += count * max(one, stream / rate)

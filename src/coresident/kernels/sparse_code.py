@@ -126,11 +126,23 @@ class _Code:
         f, vector = self.frame.function, self.frame.vector
         first = index * (1 + self.choice.shared)
         pixels = f.offset(x, f.convert(f.load(I32, at, first), I64))
-        weights = [f.splat(f.load(F32, at, first + 1 + s), vector) for s in range(self.choice.shared)]
-        for v in range(len(totals[0])):
-            loaded = f.load(vector, pixels, v * vector.lanes)
-            for s, weight in enumerate(weights):
-                totals[s][v].set(f.fma(loaded, weight, totals[s][v].get()))
+
+        def weight(channel: int) -> Value:
+            return f.splat(f.load(F32, at, first + 1 + channel), vector)
+
+        if self.choice.shared <= len(totals[0]):
+            weights = [weight(s) for s in range(self.choice.shared)]
+            for v in range(len(totals[0])):
+                loaded = f.load(vector, pixels, v * vector.lanes)
+                for s, one in enumerate(weights):
+                    totals[s][v].set(f.fma(loaded, one, totals[s][v].get()))
+            return
+        # The fewer stay in registers, of which the sums leave hardly any.
+        held = [f.load(vector, pixels, v * vector.lanes) for v in range(len(totals[0]))]
+        for s, row in enumerate(totals):
+            one = weight(s)
+            for loaded, total in zip(held, row):
+                total.set(f.fma(loaded, one, total.get()))
 
 
 def emit(
