@@ -14,15 +14,19 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import coresident
-from coresident.errors import InputError, UnsupportedModel
+from coresident.errors import CoresidentWarning, InputError, UnsupportedModel
 from coresident.graph.graph import Graph
 from coresident.onnx.reader import read
-from coresident.sparsification import search, speed
+from coresident.sparsification import pipeline, search, speed
+from coresident.sparsification.agreement import Task
+from coresident.sparsification.data import inputs_of
+from coresident.sparsification.data import read as read_samples
 from coresident.sparsification.execution import Engine
 from coresident.sparsification.forms import FLOAT_DENSE, DType, Form, Timings
 from coresident.sparsification.network import Layer
 from coresident.sparsification.pipeline import Result, sparsify
 from coresident.sparsification.report import Latency, Report
+from coresident.sparsification.settings import Settings
 
 Array = np.ndarray[Any, Any]
 CHANNELS, SIZE, CLASSES = 24, 12, 5
@@ -164,6 +168,22 @@ def test_a_bound_on_what_is_lost() -> None:
     found = made(max_drop=0.25, quantize="none")
     assert found.report.target.reached <= 0.25
     assert found.report.agreement["share"] >= 0.75
+
+
+def test_as_many_samples_are_held_back_as_tell_the_drop_asked() -> None:
+    some = read_samples(samples(200), inputs_of(read(network()), None))
+
+    def held(task: Task, **asked: Any) -> int:
+        calibration, judged = pipeline.parts(some, task, Settings(**asked))
+        assert len(calibration) + len(judged) == 200
+        return len(judged)
+
+    assert held("classifier", sparsity=0.5) == 40
+    assert held("classifier", max_drop=0.05) == 80
+    assert held("segmenter", max_drop=0.05) == 40  # a pixel is a decision
+    assert held("classifier", max_drop=0.2) == 40
+    with pytest.warns(CoresidentWarning, match="100 samples .* a drop of 1.00% 400 are needed"):
+        assert held("classifier", max_drop=0.01) == 100
 
 
 class _Stop(Exception):

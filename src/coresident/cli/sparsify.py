@@ -11,7 +11,7 @@ from coresident.cli.command import OK, PARTLY, Command, add_json, add_threads, p
 from coresident.cli.pictures import add_preprocessing, preprocessing
 from coresident.errors import ResourceError
 from coresident.sparsification.report import Report
-from coresident.sparsification.report_text import summary
+from coresident.sparsification.report_text import agreement, summary
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _TASKS = ("classifier", "segmenter", "detector", "other")
@@ -214,7 +214,7 @@ def _tell(report: Report, out: Path) -> None:
             for layer in report.layers
         ],
     )
-    found = [f"{name} {value:.4g}" for name, value in report.agreement.items() if isinstance(value, float)]
+    found = [f"{name} {value}" for name, value in agreement(report)]
     if found:
         console.say(f"agreement on {report.held_back_samples} samples held back: {', '.join(found)}")
     if report.accuracy is not None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ import numpy as np
 
 import coresident
 from coresident.compiler import compile_file
-from coresident.errors import InputError
+from coresident.errors import CoresidentWarning, InputError
 from coresident.onnx.reader import read
 from coresident.onnx.self_contained import self_contained
 from coresident.onnx.writer import serialize
@@ -37,12 +39,16 @@ from coresident.sparsification.project import Project
 from coresident.sparsification.report import Report
 from coresident.sparsification.reporting import reported
 from coresident.sparsification.run import Run
+from coresident.sparsification.samples import Samples
 from coresident.sparsification.settings import Settings
 from coresident.vision.tensors import Preprocessing
 
 HELD_OUT = 0.2
 """Share of the samples that the result is judged by."""
 _MOST_HELD_OUT = 512
+_TELLING = 4
+"""Classes that come out otherwise among the samples held back, were the drop just what was asked: of fewer
+samples chance decides."""
 _WORK = ".sparsify"
 """Folder inside the output where an interrupted run left what it had."""
 
@@ -150,13 +156,12 @@ def sparsify(
     samples = read_samples(
         data, inputs_of(original, shapes), preprocessing, labels, limit=limit, seed=seed, progress=progress
     )
-    calibration, held_out = samples.split(HELD_OUT, seed)
-    calibration = calibration.completed(seed)
-    if len(held_out) > _MOST_HELD_OUT:
-        held_out, _ = held_out.split(1 - _MOST_HELD_OUT / len(held_out), seed)
     first = samples.feeds(0)
     sizes = {each: array.shape for each, array in first.items()}
     graph = prepare(original, sizes)
+    kind = agreement.task_of(graph, sizes) if task is None else agreement.named(task)
+    calibration, held_out = parts(samples, kind, settings)
+    calibration = calibration.completed(seed)
     digest = hashlib.sha256(content).hexdigest()
     with tempfile.TemporaryDirectory(prefix="coresident-") as temporary:
         work = Path(temporary) / _WORK if output is None else Path(output) / _WORK
@@ -177,7 +182,7 @@ def sparsify(
             sizes,
             calibration,
             held_out,
-            agreement.task_of(graph, sizes) if task is None else agreement.named(task),
+            kind,
             settings,
             Engine(threads or cpu.usable_cores().count, spare_memory()),
             checkpoint,
@@ -195,6 +200,27 @@ def sparsify(
         report = reported(project, run, made, name, content, onnx, artifact, samples.rejected, started)
         checkpoint.clear()
     return Result(onnx, artifact, report, samples.preprocessing.record())
+
+
+def parts(samples: Samples, task: agreement.Task, settings: Settings) -> tuple[Samples, Samples]:
+    """The samples to calibrate with and those to judge with: of the latter as many as tell the drop that was
+    asked, where a sample is one decision, but no more than half."""
+    share, most = HELD_OUT, _MOST_HELD_OUT
+    needed = 0
+    if settings.max_drop and task == "classifier":
+        needed = math.ceil(_TELLING / settings.max_drop)
+        share, most = min(max(share, needed / len(samples)), 0.5), max(most, needed)
+    calibration, held_out = samples.split(share, settings.seed)
+    if len(held_out) > most:
+        held_out, _ = held_out.split(1 - most / len(held_out), settings.seed)
+    if len(held_out) < needed:
+        warnings.warn(
+            f"{len(held_out)} samples are held back to judge by; to tell a drop of {settings.max_drop:.2%} "
+            f"{needed} are needed: what is lost on others may be more",
+            CoresidentWarning,
+            stacklevel=3,
+        )
+    return calibration, held_out
 
 
 def _content(model: object, data: object, shapes: Mapping[str, tuple[int, ...]] | None) -> tuple[bytes, str]:

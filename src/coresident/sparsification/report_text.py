@@ -10,6 +10,17 @@ if TYPE_CHECKING:
     from coresident.sparsification.report import LayerReport, Report
 
 _MOST_REJECTED = 20
+_FIGURES: Mapping[str, tuple[str, str]] = {
+    "top1_agreement": ("same best class", ".2%"),
+    "pixel_agreement": ("same class of a pixel", ".2%"),
+    "dice": ("Dice", ".4f"),
+    "matched_boxes": ("boxes that both find", ".2%"),
+    "kl": ("KL divergence", ".3g"),
+    "relative_squared_error": ("relative squared error", ".3g"),
+}
+"""Of an agreement: what to call it, and its format."""
+_TWICE = frozenset(("task", "samples", "share", "loss"))
+"""What other lines say, or figures under other names."""
 
 
 def markdown(report: Report, pictures: Sequence[str] = (), remark: str = "") -> str:
@@ -49,6 +60,18 @@ def summary(report: Report, name_of: Callable[[str], str]) -> list[str]:
     return lines
 
 
+def agreement(report: Report) -> list[tuple[str, str]]:
+    """How far the network agrees with the original, as (what, how much)."""
+    found = []
+    for name, value in _flat(report.agreement):
+        if name in _FIGURES:
+            text, form = _FIGURES[name]
+            found.append((text, f"{value:{form}}"))
+        elif name not in _TWICE:
+            found.append((_text(name), _value(value)))
+    return found
+
+
 def _whole(report: Report) -> list[str]:
     latency, sizes = report.latency, report.sizes
     rows = [
@@ -81,9 +104,9 @@ def _quality(report: Report) -> list[str]:
     lines = ["## Quality"]
     held = report.held_back_samples
     if report.agreement:
-        lines += [f"Agreement with the original network on {held} samples held back:", ""]
-        flat = [[_text(name), _value(value)] for name, value in _flat(report.agreement)]
-        lines += [*_table(["", ""], flat), ""]
+        what = _text(report.agreement.get("task", "network"))
+        lines += [f"Agreement with the original {what} on {held} samples held back:", ""]
+        lines += [*_table(["", ""], agreement(report)), ""]
     if report.accuracy is not None:
         one = report.accuracy
         row = [_text(one.metric), _value(one.before), _value(one.after), f"{one.after - one.before:+.4g}"]
