@@ -215,7 +215,7 @@ def _cycles(
     elements = -(-shape.inputs // dot.channels)
     rows = -(-shape.outputs // shared)
     unaligned = any(tap % 8 for tap in strips.taps) or not strips.flat
-    loads = dot.depth * (vectors * (1.75 if unaligned else 1.0) + shared + 1) / machine.loads
+    loads = dot.depth * (vectors * (1.5 if unaligned else 1.0) + shared + 1) / machine.loads
     products = (dot.depth + (1 if dot.held else 0)) * vectors * shared / machine.fmas
     issue = (2 * dot.depth * vectors * shared + dot.depth * (vectors + 2 + shared)) / (machine.issue + 1)
     issue = max(issue, cost.integer_issue(machine, dot.arithmetic * vectors * shared))
@@ -228,19 +228,21 @@ def _cycles(
         * plan.target.lanes(I32)
         * max(1, len(strips.taps)) ** 0.5
     )
-    near = dot.element_bytes * elements * strips.span if rows_first else tile_bytes
-    far = 0.0 if near <= machine.l1_bytes else vectors * plan.target.vector_bits / 8 / machine.l2_bytes
+    strip_bytes = dot.element_bytes * elements * strips.span
+    near = strip_bytes if rows_first else tile_bytes
+    missed = min(max(near - 1.17 * machine.l1_bytes, 0.0) / (1.33 * machine.l1_bytes), 1.0)
+    far = 0.2 * missed * vectors * plan.target.vector_bits / 8 / machine.l2_bytes
     # Each lane's sums are a chain of additions.
-    step = max(loads, products, issue, dot.depth * far, 1.5 * dot.depth)
+    step = max(loads, products, issue, 1.5 * dot.depth) + dot.depth * far
     if dot.gathers:
         fours = -(-vectors // 4)
         issue = cost.integer_issue(machine, fours * (8 + 4 * dot.arithmetic) + 1)
         # Shuffles and their loads hinder each other: a fifth to a third more than either takes was measured.
         step = 1.25 * max((fours * 4 * 1.5 + 5) / machine.loads, issue, 1.25 * far, 4.0)
-    ends = 12 + 4.0 * vectors * shared
+    ends = 12 + 3.0 * vectors * shared
     # A single flips what it meets, and its weights are made ready.
     single = max(
-        (vectors * (1.75 if unaligned else 1.0) + 2) / machine.loads + far,
+        (vectors * (1.5 if unaligned else 1.0) + 2) / machine.loads + far,
         cost.integer_issue(machine, 4 * vectors + 3),
         4.0,
     )
@@ -253,10 +255,10 @@ def _cycles(
     packing = strips.packed * elements * (0.35 if strips.step == 1 else 0.6 if strips.step == 2 else 8.0)
     packing *= dot.element_bytes / 4
     packing += 12.0 * elements * float((strips.strips[:, 1] - strips.strips[:, 0]).sum())
-    if dot.element_bytes * elements * strips.span > machine.cache:
-        packing *= 2.0
-    total = shape.batch * shape.groups * (tiles * tile + packing)
+    # A strip of more than half of L2 comes back from L3, as does what it is packed from.
+    packing *= 1.5 * (1 + min(max(strip_bytes - machine.cache / 2, 0.0) / (machine.cache / 6), 1.0))
     count = len(strips.strips)
+    total = shape.batch * shape.groups * (tiles * tile + packing + 300.0 * count)
     work = integer_code.divided(count, shape.batch * shape.groups, int(rows), plan.threads, total)
     total += shape.batch * shape.groups * packing * (work.row_parts - 1)
     return total * _unevenness(strips, work, plan.threads) + 300.0 * work.tasks
