@@ -366,12 +366,11 @@ class Function:
     def load_masked(self, kind: Type, pointer: Value, index: Operand, mask: Value) -> Value:
         """Load the lanes of the mask; the others are zero and their memory is not touched."""
         address = self.offset(pointer, index, kind.scalar)
-        zero = self.constant(0, kind)
         name = f"llvm.masked.load.{kind.suffix}.p0"
         self.declarations[name] = f"declare {kind} @{name}(ptr, i32, {mask.type}, {kind})"
         return self.emit(
             f"call {kind} @{name}(ptr {address.text}, i32 {kind.scalar.bytes}, {mask.type} {mask.text}, "
-            f"{kind} {zero.text})",
+            f"{kind} zeroinitializer)",
             kind,
         )
 

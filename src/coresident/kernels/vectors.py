@@ -57,6 +57,10 @@ def store_first(
         for lane in range(count):
             f.store(f.extract(value, lane), base, lane * stride)
         return
+    if count == 1:
+        # LLVM 22 makes a masked store of one lane of narrowed integers a store of 32 bits, on x86.
+        f.store(f.extract(value, 0), base)
+        return
     if f.target.has("avx512vl"):
         f.store_masked(value, base, 0, f.first(count, lanes))
         return
