@@ -7,6 +7,7 @@ whose part of the tile fits L1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -56,11 +57,20 @@ def choose(
     machine = cost.Machine.of(plan.target)
     lanes = plan.target.lanes(F32)
     extras = [t.layout for t in epilogue.tensors]
-    limit = plan.target.registers - 4
+    registers = plan.target.registers
+    # Of 32 registers LLVM uses some to load early, and spills sums for them: slow, since the stack is not
+    # aligned to vectors.
+    spare = 2 if registers > 16 else 0
     best: Choice | None = None
+
+    def fit(vectors: int, rows: int) -> bool:
+        # The fewer of both are held beside the sums, the others pass through one register.
+        sums = vectors * rows
+        return sums <= registers - 4 and sums + min(vectors, rows) < registers - spare
+
     flats = [True, False] if not merged and can_run_flat(g.strides, out.layout, extras, lanes) else [False]
     for flat in flats:
-        for vectors in range(1, limit + 1):
+        for vectors in range(1, registers - 3):
             cutting = tiles(g.strides, out.layout, extras, lanes, vectors, flat)
             if cutting.full == 0 and vectors > cutting.rest_vectors:
                 continue
@@ -74,9 +84,9 @@ def choose(
             unaligned = not flat or any(tap % lanes for tap in g.taps)
             weights = 4 * shape.outputs * shape.inputs * shape.taps
             for group in sorted({min(size, shape.outputs) for size in GROUPS}):
-                if vectors * group > limit or (merged and group % 2):
+                if not fit(vectors, group) or (merged and group % 2):
                     continue
-                rows = partial(_rows, machine, plan, group, shape.outputs, depth, limit, resident, unaligned)
+                rows = partial(_rows, machine, plan, group, shape.outputs, depth, fit, resident, unaligned)
                 groups, cycles = rows(vectors)
                 rest_groups, rest_cycles = rows(cutting.rest_vectors) if cutting.rest_vectors else (1, 0.0)
                 total = blocks * (cutting.full * cycles + (cutting.count - cutting.full) * rest_cycles)
@@ -95,7 +105,7 @@ def _rows(
     group: int,
     outputs: int,
     depth: float,
-    limit: int,
+    fit: Callable[[int, int], bool],
     resident: bool,
     unaligned: bool,
     vectors: int,
@@ -113,7 +123,9 @@ def _rows(
     )
     whole, rest = divmod(outputs, group)
     best = (1, float("inf"))
-    for groups in range(1, max(1, min(limit // (vectors * group), whole)) + 1):
+    for groups in range(1, max(whole, 1) + 1):
+        if groups > 1 and not fit(vectors, group * groups):
+            break
         many, few = divmod(whole, groups)
         cycles = many * tile(group * groups) + few * tile(group) + (tile(rest) if rest else 0.0)
         if cycles < best[1]:

@@ -53,7 +53,10 @@ def emit(
         loads = (1.25 if g.step == 1 else 2.5) * t.vector_steps + t.count
         return taps * loads / machine.loads + 8 * t.count + 2 * t.vector_steps
 
-    most = plan.target.registers - 3 if g.step == 1 else plan.target.registers // 4 + 1
+    registers = plan.target.registers
+    # Where they are many, LLVM keeps a plane's weights in registers, too.
+    held = taps if registers > 16 else 1
+    most = max(2, registers - 2 - held) if g.step == 1 else registers // 4 + 1
     vectors = min(range(1, most), key=cycles)
     t = geometry.tiles(g.strides, out.layout, extras, lanes, vectors, flat)
     total = cycles(vectors) * batch * channels

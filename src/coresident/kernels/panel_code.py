@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from coresident.codegen.builder import Value, kernel, word
-from coresident.codegen.types import F32, I64
+from coresident.codegen.types import F32
 from coresident.kernels import frame as frames
 from coresident.kernels.dense_code import factor_taps
 from coresident.kernels.epilogue import Epilogue
@@ -43,20 +43,17 @@ class _Code:
         with f.loop(part.first_tile, part.end_tile) as chunk:
             first = chunk * choice.chunk
             end = f.minimum(first + choice.chunk, choice.rows.count)
-            split = f.constant(choice.wide, I64)
-            for vectors, start, stop in (
-                (WIDTH, part.first_row, f.minimum(part.end_row, split)),
-                (WIDTH - 1, f.maximum(part.first_row, split), part.end_row),
-            ):
+            # Each part of the panels gets its share of the wide and of the narrow ones.
+            wide = [bound * choice.wide // choice.panels for bound in (part.first_row, part.end_row)]
+            narrow = [bound - w for bound, w in zip((part.first_row, part.end_row), wide)]
+            for vectors, (start, stop) in ((WIDTH, wide), (WIDTH - 1, narrow)):
                 if not (choice.wide if vectors == WIDTH else choice.narrow):
                     continue
-                before = 0 if vectors == WIDTH else choice.wide
                 lanes = vectors * self.sums.lanes
-                skipped = before * WIDTH * self.sums.lanes
+                skipped = 0 if vectors == WIDTH else choice.wide * WIDTH * self.sums.lanes
                 with f.loop(start, stop) as panel:
-                    own = panel - before
-                    weights = f.offset(self.weights, own * (lanes * depth) + skipped * depth, F32)
-                    self._panel(vectors, own * lanes + skipped, weights, first, end)
+                    weights = f.offset(self.weights, panel * (lanes * depth) + skipped * depth, F32)
+                    self._panel(vectors, panel * lanes + skipped, weights, first, end)
 
     def _panel(self, vectors: int, channel: Value, weights: Value, first: Value, end: Value) -> None:
         """The panel from an output channel of the group on, over the rows first..end."""
