@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -27,7 +26,6 @@ from coresident.kernels.integer_epilogue import IntegerEpilogue
 from coresident.kernels.integer_stream import Count
 from coresident.kernels.integer_strips import Places, Strips, flat_strips, pitched_strips, row_strips
 from coresident.kernels.lowering import Plan, Tensor, lowers
-from coresident.kernels.tiling import Cut
 
 MOST_VECTORS = {1: 10, 2: 6, 4: 2, 6: 2}
 """Vectors of a tile at most, for so many channels that share their loads, with 16 registers: beside the sums,
@@ -261,19 +259,4 @@ def _cycles(
     total = shape.batch * shape.groups * (tiles * tile + packing + 300.0 * count)
     work = integer_code.divided(count, shape.batch * shape.groups, int(rows), plan.threads, total)
     total += shape.batch * shape.groups * packing * (work.row_parts - 1)
-    return total * _unevenness(strips, work, plan.threads) + 300.0 * work.tasks
-
-
-def _unevenness(strips: Strips, work: Cut, threads: int) -> float:
-    """What threads take that wait for the last one, relative to what they would take together."""
-    if work.tasks > 4 * threads:
-        return -(-work.tasks // threads) * threads / work.tasks
-    tiles = (strips.strips[:, 3] - strips.strips[:, 2]).tolist()
-    ends = [part * work.tiles // work.tile_parts for part in range(work.tile_parts + 1)]
-    rows = [end - first for first, end in map(work.row_range, range(work.row_parts))]
-    busy = [0] * threads
-    for _ in range(work.batch):
-        for first, end in itertools.pairwise(ends):
-            for count in rows:
-                busy[busy.index(min(busy))] += sum(tiles[first:end]) * count
-    return max(busy) * threads / sum(busy)
+    return total * integer_code.unevenness(strips, work, plan.threads) + 300.0 * work.tasks

@@ -7,7 +7,7 @@ out, and added from a list of its own once the sums are complete: the result is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,11 @@ from coresident.codegen.integers import Dot
 from coresident.codegen.types import I32
 from coresident.kernels import cost, panel
 from coresident.kernels.frame import Shape
+from coresident.kernels.integer_code import divided, unevenness
 from coresident.kernels.integer_stream import Entries, elements, entries, safe_products
 from coresident.kernels.integer_strips import Places, Strips, row_chunks
 from coresident.kernels.lowering import Plan
+from coresident.kernels.tiling import Cut
 
 Array = np.ndarray[Any, Any]
 
@@ -33,8 +35,8 @@ class Choice:
     Args:
         strips: chunks of rows; each row is a tile.
         dot: how elements are multiplied.
-        vectors: of output channels in a panel.
-        panels: how many there are.
+        width: vectors of output channels in a wide panel; narrow ones have one less.
+        wide, narrow: panels of each; the wide ones come first.
         pixels: of each piece of a row, in order: short ones first.
         block: elements of the input channels in a block.
         cycles: as the cost model says.
@@ -42,18 +44,39 @@ class Choice:
 
     strips: Strips
     dot: Dot
-    vectors: int
-    panels: int
+    width: int
+    wide: int
+    narrow: int
     pixels: tuple[int, ...]
     block: int
     cycles: float
 
     def __str__(self) -> str:
-        return f"{max(self.pixels)} pixels x {self.vectors} vectors of channels, blocks of {self.block}"
+        return f"{max(self.pixels)} pixels x {self.widest} vectors of channels, blocks of {self.block}"
+
+    @property
+    def widest(self) -> int:
+        """Vectors of the widest panel."""
+        return self.width if self.wide else self.width - 1
+
+    @property
+    def panels(self) -> int:
+        return self.wide + self.narrow
 
     def row_vectors(self, lanes: int) -> int:
         """Vectors of an output row."""
         return -(-sum(self.pixels) // lanes)
+
+    def work(self, shape: Shape, threads: int) -> Cut:
+        """The tasks."""
+        batch = shape.batch * shape.groups
+        return divided(len(self.strips.strips), batch, self.panels, threads, self.cycles)
+
+    def sizes(self, work: Cut) -> list[int]:
+        """Vectors of channels in each part of the panels."""
+        bounds = [work.row_range(part) for part in range(work.row_parts)]
+        wide = [end * self.wide // self.panels - first * self.wide // self.panels for first, end in bounds]
+        return [(end - first) * (self.width - 1) + more for (first, end), more in zip(bounds, wide)]
 
     @property
     def most_tiles(self) -> int:
@@ -76,35 +99,43 @@ def _choose(plan: Plan, shape: Shape, weights: Array, places: Places, dot: Dot) 
     lanes, registers = plan.target.lanes(I32), plan.target.registers
     if not dot.held and (weights.min(initial=0) < dot.low or weights.max(initial=0) > dot.high):
         return None
-    width = places.out.shape[-1]
-    vectors = min(2 if registers == 16 else 3, -(-shape.outputs // lanes))
+    columns = places.out.shape[-1]
+    most = 2 if registers == 16 else 3
+    wide, narrow = panel.panels(-(-shape.outputs // lanes), most)
+    vectors = most if wide else most - 1
     # Beside the sums there are the weights, a pixel, and products.
-    pieces = panel.divide(width, min(lanes, (registers - vectors - 2 - dot.held) // vectors))
+    pieces = panel.divide(columns, min(lanes, (registers - vectors - 2 - dot.held) // vectors))
     count = -(-shape.inputs // dot.channels)
-    chunk = row_chunks(places, 1)
-    for rows in (56, 28, 14, 8, 7, 4, 2):
-        more = row_chunks(places, rows)
-        if 4 * more.span * count <= _STRIP_BYTES:
-            chunk = more
-            break
     block = max(1, min(count, machine.panel_l1_bytes // (4 * vectors * lanes * shape.taps)))
     block = -(-count // -(-count // block))
     blocks = -(-count // block)
-    panels = -(-shape.outputs // (vectors * lanes))
-    rows, row_vectors = len(chunk.tiles), -(-width // lanes)
-    total = 0.0
-    for pixels in pieces:
-        products = cost.panel_products(machine, vectors, pixels, *dot.instructions)
-        waits = (3 * vectors * pixels + 20) * (blocks - 1)
-        total += rows * panels * (count * shape.taps * products * 1.12 + waits + 40 + 8 * vectors * pixels)
-    total += rows * shape.outputs * (12 + 7.0 * row_vectors)
+    row_vectors = -(-columns // lanes)
+    each = shape.outputs * (12 + 7.0 * row_vectors)
+    for panels, width in ((wide, most), (narrow, most - 1)):
+        for pixels in pieces:
+            products = cost.panel_products(machine, width, pixels, *dot.instructions)
+            waits = (3 * width * pixels + 20) * (blocks - 1)
+            each += panels * (count * shape.taps * products * 1.12 + waits + 40 + 8 * width * pixels)
     if dot.held:
         sample = weights[0, :: max(1, shape.outputs // 64)]
         left = len(split(sample, dot)[1].row) / max(1, len(sample)) * shape.outputs
-        total += left * rows * (4 + 2.5 * row_vectors)
-    total += chunk.packed * count * (0.35 if chunk.step == 1 else 0.6 if chunk.step == 2 else 8.0)
-    total *= shape.batch * shape.groups
-    return Choice(chunk, dot, vectors, panels, pieces, block, total)
+        each += left * (4 + 2.5 * row_vectors)
+    batch = shape.batch * shape.groups
+    best: Choice | None = None
+    for rows in (56, 28, 14, 8, 7, 4, 2, 1):
+        chunk = row_chunks(places, rows)
+        if rows > 1 and 4 * chunk.span * count > _STRIP_BYTES:
+            continue
+        packing = chunk.packed * count * (0.35 if chunk.step == 1 else 0.6 if chunk.step == 2 else 8.0)
+        # Each chunk reads all weights.
+        cycles = batch * (len(chunk.tiles) * each + packing + 1000.0 * len(chunk.strips))
+        choice = Choice(chunk, dot, most, wide, narrow, pieces, block, cycles)
+        work = choice.work(shape, plan.threads)
+        cycles += batch * packing * (work.row_parts - 1)
+        cycles *= unevenness(chunk, work, plan.threads, choice.sizes(work))
+        if best is None or cycles < best.cycles:
+            best = replace(choice, cycles=cycles)
+    return best
 
 
 def split(weights: Array, dot: Dot) -> tuple[Array, Entries]:
@@ -122,7 +153,7 @@ class Packed:
     """Weights in the order in which the kernel meets them.
 
     Args:
-        weights: [groups][panels][elements][taps][lanes][channels of an element], int8 or int16.
+        weights: [groups][panels][elements][taps][lanes of the panel][channels of an element], int8 or int16.
         starts: [groups * outputs + 1] int32: where each channel's entries for the rest begin.
         offsets: [entries] int32: packed pixels from an output pixel to what the entry reads.
         rest: [entries][channels of an element] int8 or int16.
@@ -137,20 +168,23 @@ class Packed:
 def pack(weights: Array, choice: Choice, lanes: int) -> Packed:
     """Order the weights [groups, outputs, inputs, taps]."""
     _, outputs, _, taps = weights.shape
-    size, wide = choice.dot.channels, choice.vectors * lanes
+    size, channels = choice.dot.channels, lanes * (choice.width * choice.panels - choice.narrow)
+    split_at = choice.wide * choice.width * lanes
     kind = np.int8 if size == 4 else np.int16
     parts, counts, offsets, rest = [], [np.zeros(1, np.int64)], [], []
     for group in weights:
         safe, left = split(group, choice.dot)
-        padded = np.zeros((choice.panels * wide, *safe.shape[1:]), np.int16)
+        padded = np.zeros((channels, *safe.shape[1:]), kind)
         padded[:outputs] = safe
-        parts.append(padded.reshape(choice.panels, wide, -1, size).transpose(0, 2, 1, 3))
+        for part, width in ((padded[:split_at], choice.width), (padded[split_at:], choice.width - 1)):
+            if len(part):
+                parts.append(part.reshape(-1, width * lanes, safe.shape[1], size).transpose(0, 2, 1, 3))
         counts.append(np.bincount(left.row, minlength=outputs))
         element, tap = np.divmod(left.column, taps)
         offsets.append(element * choice.strips.span + np.array(choice.strips.taps)[tap])
         rest.append(left.weights[:, 0])
     return Packed(
-        np.ascontiguousarray(np.stack(parts), kind),
+        np.concatenate([part.reshape(-1) for part in parts]),
         np.cumsum(np.concatenate(counts)).astype(np.int32),
         np.concatenate(offsets).astype(np.int32),
         np.ascontiguousarray(np.concatenate(rest), kind),

@@ -12,12 +12,11 @@ from coresident.codegen.types import I32, I64
 from coresident.kernels import integer_frame
 from coresident.kernels.dense_code import factor_taps
 from coresident.kernels.frame import Shape
-from coresident.kernels.integer_code import divided
 from coresident.kernels.integer_epilogue import IntegerEpilogue
 from coresident.kernels.integer_frame import IntegerFrame
 from coresident.kernels.integer_panel import Choice, pack
 from coresident.kernels.lowering import Plan, Tensor
-from coresident.kernels.panel_sums import ELEMENT, PanelSums
+from coresident.kernels.panel_sums import ELEMENT, PanelSums, shares
 
 
 @dataclass(frozen=True)
@@ -39,31 +38,39 @@ class _Code:
 
     @property
     def wide(self) -> int:
-        """Lanes of a panel."""
-        return self.choice.vectors * self.sums.lanes
+        """Lanes of the widest panel."""
+        return self.choice.widest * self.sums.lanes
 
     def strip(self, first: Value, end: Value) -> None:
         """All panels of the task over the rows first..end, whose input is packed."""
+        f, choice, part = self.frame.function, self.choice, self.frame.part
+        width = choice.width
+        for vectors, (start, stop) in zip((width, width - 1), shares(part, choice.wide, choice.narrow)):
+            if not (choice.wide if vectors == width else choice.narrow):
+                continue
+            skipped = 0 if vectors == width else choice.wide * width
+            with f.loop(start, stop) as panel:
+                self._panel(vectors, (panel * vectors + skipped) * self.sums.lanes, first, end)
+
+    def _panel(self, vectors: int, channel: Value, first: Value, end: Value) -> None:
+        """The panel from an output channel of the group on, over the rows first..end."""
         f, frame = self.frame.function, self.frame
-        depth = frame.elements * frame.shape.taps
-        with f.loop(frame.part.first_row, frame.part.end_row) as panel:
-            channel = panel * self.wide
-            number = frame.channel_base + channel
-            bias = f.offset(frame.bias, number, I32)
-            weights = f.offset(self.weights, panel * (self.wide * depth), ELEMENT)
-            self.sums.emit(
-                self.choice.vectors,
-                bias,
-                weights,
-                first,
-                end,
-                lambda tile: (self._packed(f["scratch"], tile), self._complete(tile - first)),
-            )
-            channels = f.minimum(-channel + frame.shape.outputs, self.wide)
-            if self.rest is not None:
-                with f.loop(0, channels) as c:
-                    self._add_rest(self.rest, number + c, c, first, end)
-            self._store(number, channels, first, end)
+        number = frame.channel_base + channel
+        bias = f.offset(frame.bias, number, I32)
+        weights = f.offset(self.weights, channel * (frame.elements * frame.shape.taps), ELEMENT)
+        self.sums.emit(
+            vectors,
+            bias,
+            weights,
+            first,
+            end,
+            lambda tile: (self._packed(f["scratch"], tile), self._complete(tile - first)),
+        )
+        channels = f.minimum(-channel + frame.shape.outputs, vectors * self.sums.lanes)
+        if self.rest is not None:
+            with f.loop(0, channels) as c:
+                self._add_rest(self.rest, number + c, c, first, end)
+        self._store(number, channels, first, end)
 
     def _packed(self, base: Value, tile: Value) -> Value:
         """The address of a row's first pixel in a packed strip whose first is at `base`."""
@@ -125,8 +132,7 @@ def emit(
     """Add the convolution's step; arguments as those of `integer_code.emit`."""
     f = kernel(plan.target, "conv_integer_panel")
     s, dot = choice.strips, choice.dot
-    batch = shape.batch * shape.groups
-    work = divided(len(s.strips), batch, choice.panels, plan.threads, choice.cycles)
+    work = choice.work(shape, plan.threads)
     frame = IntegerFrame.open(f, source, shape, s, dot, work, out, epilogue, own=5)
     weights_at, outer_at, *rest_at = frame.own
     outer, inner = factor_taps(s.taps)
@@ -147,7 +153,7 @@ def emit(
         outer_taps=outer_at if len(outer) > 1 else None,
         inner_taps=inner,
         taps=shape.taps,
-        widest=choice.vectors,
+        widest=choice.widest,
         waiting=frame.packed_bytes,
         # A strip is written a power of two wide.
         reach=choice.row_vectors(lanes) * lanes + 8,

@@ -75,12 +75,13 @@ def divide(length: int, most: int) -> tuple[int, ...]:
     return (short,) * (count - longs) + (long,) * longs
 
 
-def panels(vectors: int) -> tuple[int, int]:
-    """How many wide and narrow panels hold so many vectors of channels, as few lanes empty as can be."""
-    if vectors < WIDTH:
+def panels(vectors: int, width: int = WIDTH) -> tuple[int, int]:
+    """How many panels of `width` vectors and of one less hold so many vectors of channels, as few lanes empty
+    as can be."""
+    if vectors < width:
         return 0, 1
-    narrow = -vectors % WIDTH
-    return (vectors - narrow * (WIDTH - 1)) // WIDTH, narrow
+    narrow = -vectors % width
+    return (vectors - narrow * (width - 1)) // width, narrow
 
 
 def choose(plan: Plan, g: Geometry, shape: Shape, out: Tensor, epilogue: Epilogue) -> Choice | None:

@@ -16,7 +16,7 @@ from coresident.kernels.frame import Frame, Shape
 from coresident.kernels.geometry import Geometry
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.panel import WIDTH, Choice, pack
-from coresident.kernels.panel_sums import ELEMENT, PanelSums
+from coresident.kernels.panel_sums import ELEMENT, PanelSums, shares
 from coresident.kernels.tiling import cut
 
 
@@ -43,10 +43,8 @@ class _Code:
         with f.loop(part.first_tile, part.end_tile) as chunk:
             first = chunk * choice.chunk
             end = f.minimum(first + choice.chunk, choice.rows.count)
-            # Each part of the panels gets its share of the wide and of the narrow ones.
-            wide = [bound * choice.wide // choice.panels for bound in (part.first_row, part.end_row)]
-            narrow = [bound - w for bound, w in zip((part.first_row, part.end_row), wide)]
-            for vectors, (start, stop) in ((WIDTH, wide), (WIDTH - 1, narrow)):
+            kinds = zip((WIDTH, WIDTH - 1), shares(part, choice.wide, choice.narrow))
+            for vectors, (start, stop) in kinds:
                 if not (choice.wide if vectors == WIDTH else choice.narrow):
                     continue
                 lanes = vectors * self.sums.lanes

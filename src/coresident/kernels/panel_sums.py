@@ -13,12 +13,20 @@ from dataclasses import dataclass
 from coresident.codegen.builder import Function, Value, Variable
 from coresident.codegen.types import I32, I64, Type
 from coresident.kernels.dense_code import rounds
+from coresident.kernels.tiling import Part
 
 ELEMENT = 4
 """Bytes of an element."""
 
 Product = Callable[[Value, Value, Value], Value]
 """(sums, broadcast element, weights) -> the sums with their products."""
+
+
+def shares(part: Part, wide: int, narrow: int) -> list[tuple[Value, Value]]:
+    """First and end of a part's wide panels, and of its narrow ones: as many of each as it has of all."""
+    bounds = (part.first_row, part.end_row)
+    first, end = (bound * wide // (wide + narrow) for bound in bounds)
+    return [(first, end), (part.first_row - first, part.end_row - end)]
 
 
 @dataclass(frozen=True)
