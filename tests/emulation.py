@@ -177,14 +177,15 @@ def run(program: Program, arrays: Sequence[Array], cpu: str = "") -> list[Array]
     bases = {"constant": [weights], "arena": [arena], "input": inputs, "output": outputs}
     code = elf.Unplaced(program.objects, "aarch64").at(_CODE)[1]
     table = bytearray()
-    for step in program.steps:
+    steps = (*program.preparation, *program.steps)
+    for step in steps:
         words = [_word(kind, value, bases) for kind, value in step.words]
         at = constants.place(struct.pack(f"<{len(words)}Q", *words))
         record = [code[step.kernel], at, step.tasks, 1, step.tasks, 0, 0, 0]
         table += struct.pack("<8Q", *record)
     job = [0] * (abi.JOB_BYTES // 8)
     job[abi.JOB_STEPS // 8] = constants.place(bytes(table))
-    job[abi.JOB_STEP_COUNT // 8], job[abi.JOB_WORKERS // 8] = len(program.steps), 1
+    job[abi.JOB_STEP_COUNT // 8], job[abi.JOB_WORKERS // 8] = len(steps), 1
     job[abi.JOB_SCRATCH // 8] = scratch
     at = memory.place(struct.pack(f"<{len(job)}Q", *job))
     body = f"""

@@ -73,6 +73,7 @@ def run_graph(
     context = executor._context()
     before_job = context.job - context._memory.address
     context._memory.view[:before_job] = b"\xff" * before_job
+    context.prepare()
     executor._release(context, 0)
     arrays = [np.ascontiguousarray(feeds[name]) for name in graph.inputs]
     try:

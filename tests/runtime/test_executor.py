@@ -243,6 +243,25 @@ def test_arguments_out_of_bounds(word: tuple[str, int]) -> None:
         Executor(replace(program, steps=(replace(step, kernel="absent", words=()),)), 1)
 
 
+def test_preparation_runs_once_for_a_call_s_memory() -> None:
+    """It adds one to what stays in the arena, which every call then reads."""
+    n = ("integer", 2)
+    into, out = ("arena", 0), ("output", 0)
+    once = Step("add_one", (into, into, n), 1)
+    program = tiny_programs.program(
+        [tiny_programs.add_one()],
+        [Step("add_one", (into, out, n), 1)],
+        [Port("x", "float32", (2,))],
+        [Port("y", "float32", (2,))],
+        arena=8,
+    )
+    executor = Executor(replace(program, preparation=(once,)), 1)
+    for _ in range(3):
+        np.testing.assert_array_equal(executor.run([np.zeros(2, np.float32)])[0], [2, 2])
+    with pytest.raises(ArtifactError, match="preparation"):
+        Executor(replace(program, preparation=(replace(once, words=(into, out, n)),)), 1)
+
+
 def test_too_much_memory_is_refused() -> None:
     program = replace(tiny_programs.chain(2, steps=1), arena_bytes=1 << 50)
     with pytest.raises(ResourceError, match="memory"):

@@ -19,6 +19,7 @@ from coresident.runtime.team import EntryPoints, Team, team_of
 Array = np.ndarray[Any, Any]
 
 _BYTE = ctypes.c_char
+_KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
 _ALIGNMENT = 64
 _GUARD = 4096
 """Bytes after the arena and after each worker's scratch that vectors may run over."""
@@ -76,6 +77,10 @@ class _Context:
             lines[:, :threads, abi.RANGE_START // 8] = bounds[:, :-1]
             lines[:, :threads, abi.RANGE_LENGTH // 8] = bounds[:, 1:] - bounds[:, :-1]
 
+        self._preparation = [(kernel, base + words + 8 * at, n) for kernel, at, n in layout.preparation]
+        self._scratch = base + scratch
+        self.prepare()
+
         self._job_words = self._memory.words(job, abi.JOB_BYTES // 8)
         for field, value in (
             (abi.JOB_STEPS, base + table),
@@ -88,6 +93,12 @@ class _Context:
             (abi.JOB_YIELD_WINDOWS, int(layout.entry.yield_windows)),
         ):
             self._job_words[field // 8] = value
+
+    def prepare(self) -> None:
+        """Run the program's preparation, on this thread."""
+        for kernel, words, tasks in self._preparation:
+            for task in range(tasks):
+                kernel(words, task, self._scratch)
 
     def join(self, team: Team) -> None:
         """Let jobs run with a team from now on (a fork ends the team that was)."""
@@ -114,16 +125,16 @@ class _Layout:
         self.barriers = [step.barrier for step in program.steps]
         if self.barriers:
             self.barriers[-1] = True
-        self.word_starts: list[int] = []
         self.inputs: list[list[int]] = [[] for _ in program.inputs]
         self.outputs: list[list[int]] = [[] for _ in program.outputs]
         words: list[int] = []
         arena: list[int] = []
         bytes_of_constants = len(program.constants)
-        for step in program.steps:
+        starts: list[int] = []
+        for step in (*program.preparation, *program.steps):
             if step.tasks < 0:
                 raise ArtifactError(f"the step {step.kernel} has {step.tasks} tasks")
-            self.word_starts.append(len(words))
+            starts.append(len(words))
             for kind, value in step.words:
                 place = len(words)
                 match kind:
@@ -144,6 +155,15 @@ class _Layout:
                         raise ArtifactError(
                             f"the step {step.kernel} has an argument out of bounds: {kind} {value}"
                         )
+        once = len(program.preparation)
+        self.word_starts = starts[once:]
+        own = starts[once] if once < len(starts) else len(words)
+        if any(place < own for places in (*self.inputs, *self.outputs) for place in places):
+            raise ArtifactError("a step of the preparation reads or writes what callers hand over")
+        self.preparation = [
+            (_KERNEL(code.address(step.kernel)), start, step.tasks)
+            for step, start in zip(program.preparation, starts)
+        ]
         self.words = np.array(words, np.uint64)
         self.arena_places = np.array(arena, np.intp)
 

@@ -66,6 +66,8 @@ class Program:
         scratch_bytes: scratch of one worker.
         target: `Target.key` of the CPU compiled for.
         features: CPU features that the code uses, which a machine that loads it must have.
+        preparation: steps that are run once, in order, when the memory of a call is made. What they write to
+            the arena no step changes.
         info: about the whole: model name, compile seconds, warnings.
     """
 
@@ -78,4 +80,5 @@ class Program:
     scratch_bytes: int
     target: str
     features: tuple[str, ...]
+    preparation: tuple[Step, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)

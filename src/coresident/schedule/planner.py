@@ -28,10 +28,24 @@ from coresident.schedule import layouts, memory
 
 _LINE = 64
 
+_KEPT_BYTES = 2 << 20
+"""Buffers with a halo that is written once, for all calls, are at most so large. A halo's lines come from
+whichever core had them last: in small networks that took a tenth of the time. Larger buffers share memory
+with all others, since it is the caches that they would fill."""
+
 
 @dataclass
 class _Buffer:
+    """A buffer of the arena.
+
+    Args:
+        size: in bytes.
+        layout: None unless its halo stays from call to call: only buffers of this layout share its memory.
+        steps: that touch it.
+    """
+
     size: int
+    layout: tuple[np.dtype[Any], Layout] | None = None
     steps: list[int] = field(default_factory=list)
 
 
@@ -74,6 +88,7 @@ class Planner:
         self._symbols: set[str] = set()
         self._code = Compilation(target, cpu.usable_cores().count, kernels)
         self._steps: list[tuple[str, tuple[Operand, ...], int, bool, dict[str, Any]]] = []
+        self._once: set[int] = set()
         self._scratch = 0
         self._node, self._op = "", ""
 
@@ -153,10 +168,16 @@ class Planner:
 
     def temporary(self, layout: Layout, dtype: np.dtype[Any] | type) -> Tensor:
         kind = np.dtype(dtype)
-        self._buffers.append(_Buffer((layout.extent + layout.slack) * kind.itemsize + _LINE))
+        buffer = _Buffer((layout.extent + layout.slack) * kind.itemsize + _LINE)
+        self._buffers.append(buffer)
         tensor = Tensor("", kind, layout, Address("arena", len(self._buffers) - 1))
         if any(map(any, layout.halo)):
+            first = len(self._steps)
             movement.zero_halo(self, tensor)
+            if buffer.size <= _KEPT_BYTES:
+                buffer.layout = (kind, layout)
+                buffer.steps.clear()
+                self._once.update(range(first, len(self._steps)))
         return tensor
 
     def constant(self, array: np.ndarray[Any, Any]) -> Address:
@@ -233,13 +254,15 @@ class Planner:
             self._lower()
             objects = (driver.object_code(self.target), *self._code.objects())
         offsets, arena = self._memory()
-        steps = []
-        for symbol, operands, tasks, barrier, details in self._steps:
+        steps: list[Step] = []
+        once: list[Step] = []
+        for i, (symbol, operands, tasks, barrier, details) in enumerate(self._steps):
             words = tuple(self._word(operand, offsets) for operand in operands)
-            steps.append(Step(symbol, words, tasks, barrier, details))
+            (once if i in self._once else steps).append(Step(symbol, words, tasks, barrier, details))
         return Program(
             inputs=tuple(self._port(name) for name in self.graph.inputs),
             outputs=tuple(self._result(name) for name in self.graph.outputs),
+            preparation=tuple(once),
             steps=tuple(steps),
             objects=objects,
             constants=self._packed_constants(),
@@ -278,7 +301,7 @@ class Planner:
             groups.append(group)
             group += step[3]
         lifetimes = [
-            memory.Lifetime(b.size, groups[min(b.steps)], groups[max(b.steps)])
+            memory.Lifetime(b.size, groups[min(b.steps)], groups[max(b.steps)], b.layout)
             if b.steps
             else memory.Lifetime(0, 0, 0)
             for b in self._buffers
