@@ -234,9 +234,9 @@ def saturated(f: Function, totals: Sequence[Value], zero_point: int, signed: boo
     Args:
         totals: a power of two of them.
     """
-    bits = totals[0].type.bytes * 8
-    narrowed = _packed if f.target.arch == "x86_64" and bits == 256 else _truncated
-    return narrowed(f, totals, zero_point, signed)
+    bits, x86 = totals[0].type.bytes * 8, f.target.arch == "x86_64"
+    packs = x86 and (bits == 256 or (bits == 512 and len(totals) > 1 and f.target.has("avx512bw")))
+    return (_packed if packs else _truncated)(f, totals, zero_point, signed)
 
 
 def _truncated(f: Function, totals: Sequence[Value], zero_point: int, signed: bool) -> Value:
@@ -251,24 +251,27 @@ def _truncated(f: Function, totals: Sequence[Value], zero_point: int, signed: bo
 
 
 def _packed(f: Function, totals: Sequence[Value], zero_point: int, signed: bool) -> Value:
-    """By the saturating packs of AVX2, which work on each half of their operands."""
-    count = len(totals)
+    """By the saturating packs of AVX2 and AVX-512, which work on each 128 bits of their operands."""
+    count, lanes = len(totals), totals[0].type.lanes
+    groups = lanes // 4
+    isa, end, needs = ("avx2", "", "avx2") if lanes == 8 else ("avx512", ".512", "avx512bw")
     words = []
     for first in range(0, count, 2):
         a, b = totals[first], totals[min(first + 1, count - 1)]
-        word = f.call("llvm.x86.avx2.packssdw", I16.by(16), a, b, needs=["avx2"])
+        word = f.call(f"llvm.x86.{isa}.packssdw{end}", I16.by(2 * lanes), a, b, needs=[needs])
         if zero_point:
-            word = f.call("llvm.sadd.sat.v16i16", word.type, word, f.constant(zero_point, word.type))
+            name = f"llvm.sadd.sat.{word.type.suffix}"
+            word = f.call(name, word.type, word, f.constant(zero_point, word.type))
         words.append(word)
-    name = "llvm.x86.avx2.packsswb" if signed else "llvm.x86.avx2.packuswb"
+    name = f"llvm.x86.{isa}.{'packsswb' if signed else 'packuswb'}{end}"
     parts = []
     for first in range(0, len(words), 2):
         a, b = words[first], words[min(first + 1, len(words) - 1)]
-        packed = f.bitcast(f.call(name, I8.by(32), a, b, needs=["avx2"]), I32.by(8))
-        # Each half holds four bytes of each vector.
+        packed = f.bitcast(f.call(name, I8.by(4 * lanes), a, b, needs=[needs]), I32.by(lanes))
+        # Each 128 bits hold four bytes of each vector.
         vectors = min(count, 4)
-        order = [v + half * 4 for v in range(vectors) for half in (0, 1)]
-        parts.append(f.bitcast(f.shuffle(packed, None, order), I8.by(8 * vectors)))
+        order = [v + group * 4 for v in range(vectors) for group in range(groups)]
+        parts.append(f.bitcast(f.shuffle(packed, None, order), I8.by(lanes * vectors)))
     return joined(f, parts)
 
 
