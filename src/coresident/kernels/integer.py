@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,46 @@ GATHERED = 0.5
 
 STREAM_MARGIN = 1.3
 """Measured over modelled cycles of a stream of entries, relative to those of panels."""
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """What a stream's loops take, fitted to layers measured with many cuts.
+
+    Args:
+        unaligned: loads that a vector in two cache lines counts as.
+        word: loads that each weight, and an offset, counts as.
+        far: share of the time from L2 that a vector costs which is not in L1.
+        near, spread: of L1: activations from which on vectors are missed, and how many more until all are.
+        row, vector, tensor: cycles at the end of a row; for each vector of it, and each vector that its
+            epilogue reads.
+        packing: cycles relative to instructions.
+        large: how much more packing takes where a strip leaves no room in L2.
+    """
+
+    unaligned: float
+    word: float
+    far: float
+    near: float
+    spread: float
+    row: float
+    vector: float
+    tensor: float
+    packing: float
+    large: float
+
+    @staticmethod
+    def of(plan: Plan, dot: Dot, taps: int) -> _Rates:
+        direct = plan.target.vector_bits == 512 and not dot.held and taps == 1
+        return _DIRECT if direct else _USUAL
+
+
+_USUAL = _Rates(1.5, 1.0, 0.2, 1.17, 1.33, 12.0, 3.0, 0.0, 1.5, 1.0)
+"""Of Zen 3 and sums in 16 bits."""
+
+_DIRECT = _Rates(1.48, 0.43, 0.41, 0.58, 6.0, 0.6, 2.7, 3.8, 0.66, 0.83)
+"""Of Zen 4, vpdpbusd of 512 bits and kernels of one pixel: for larger ones fits found nothing better than the
+usual rates."""
 
 
 def zero_point(node: Node, graph: Graph) -> int:
@@ -181,7 +222,7 @@ def choose(plan: Plan, shape: Shape, weights: np.ndarray[Any, Any], places: Plac
                 if vectors > (8 * scale if dot.gathers else most[shared]):
                     continue
                 for rows_first in (False, True):
-                    arguments = (shape, strips, dot, shared, count, rows_first)
+                    arguments = (shape, strips, dot, shared, count, rows_first, len(places.extras))
                     cycles = _cycles(machine, plan, *arguments)
                     if best is None or cycles < best.cycles:
                         best = Choice(strips, dot, shared, rows_first, cycles)
@@ -207,13 +248,16 @@ def _cycles(
     shared: int,
     stream: Count,
     rows_first: bool,
+    extras: int,
 ) -> float:
     """Of all of it, on one core."""
+    rates = _Rates.of(plan, dot, len(strips.taps))
     vectors, tiles = strips.vectors, len(strips.tiles)
     elements = -(-shape.inputs // dot.channels)
     rows = -(-shape.outputs // shared)
     unaligned = any(tap % 8 for tap in strips.taps) or not strips.flat
-    loads = dot.depth * (vectors * (1.5 if unaligned else 1.0) + shared + 1) / machine.loads
+    pixels = vectors * (rates.unaligned if unaligned else 1.0)
+    loads = dot.depth * (pixels + rates.word * (shared + 1)) / machine.loads
     products = (dot.depth + (1 if dot.held else 0)) * vectors * shared / machine.fmas
     issue = (2 * dot.depth * vectors * shared + dot.depth * (vectors + 2 + shared)) / (machine.issue + 1)
     issue = max(issue, cost.integer_issue(machine, dot.arithmetic * vectors * shared))
@@ -228,8 +272,8 @@ def _cycles(
     )
     strip_bytes = dot.element_bytes * elements * strips.span
     near = strip_bytes if rows_first else tile_bytes
-    missed = min(max(near - 1.17 * machine.l1_bytes, 0.0) / (1.33 * machine.l1_bytes), 1.0)
-    far = 0.2 * missed * vectors * plan.target.vector_bits / 8 / machine.l2_bytes
+    missed = min(max(near - rates.near * machine.l1_bytes, 0.0) / (rates.spread * machine.l1_bytes), 1.0)
+    far = rates.far * missed * vectors * plan.target.vector_bits / 8 / machine.l2_bytes
     # Each lane's sums are a chain of additions.
     step = max(loads, products, issue, 1.5 * dot.depth) + dot.depth * far
     if dot.gathers:
@@ -237,10 +281,10 @@ def _cycles(
         issue = cost.integer_issue(machine, fours * (8 + 4 * dot.arithmetic) + 1)
         # Shuffles and their loads hinder each other: a fifth to a third more than either takes was measured.
         step = 1.25 * max((fours * 4 * 1.5 + 5) / machine.loads, issue, 1.25 * far, 4.0)
-    ends = 12 + 3.0 * vectors * shared
+    ends = rates.row + (rates.vector + rates.tensor * extras) * vectors * shared
     # A single flips what it meets, and its weights are made ready.
     single = max(
-        (vectors * (1.5 if unaligned else 1.0) + 2) / machine.loads + far,
+        (pixels + 2) / machine.loads + far,
         cost.integer_issue(machine, 4 * vectors + 3),
         4.0,
     )
@@ -254,7 +298,8 @@ def _cycles(
     packing *= dot.element_bytes / 4
     packing += 12.0 * elements * float((strips.strips[:, 1] - strips.strips[:, 0]).sum())
     # A strip of more than half of L2 comes back from L3, as does what it is packed from.
-    packing *= 1.5 * (1 + min(max(strip_bytes - machine.cache / 2, 0.0) / (machine.cache / 6), 1.0))
+    beyond = min(max(strip_bytes - machine.cache / 2, 0.0) / (machine.cache / 6), 1.0)
+    packing *= rates.packing * (1 + rates.large * beyond)
     count = len(strips.strips)
     total = shape.batch * shape.groups * (tiles * tile + packing + 300.0 * count)
     work = integer_code.divided(count, shape.batch * shape.groups, int(rows), plan.threads, total)
