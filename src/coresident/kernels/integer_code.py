@@ -73,7 +73,7 @@ def unevenness(strips: Strips, work: Cut, threads: int, sizes: Sequence[int] = (
     Args:
         sizes: of each part of the rows; how many rows it has, if not told.
     """
-    if work.tasks > 4 * threads:
+    if work.tasks > 32 * threads:
         return -(-work.tasks // threads) * threads / work.tasks
     tiles = (strips.strips[:, 3] - strips.strips[:, 2]).tolist()
     ends = [part * work.tiles // work.tile_parts for part in range(work.tile_parts + 1)]
