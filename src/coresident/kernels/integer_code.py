@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,25 +64,6 @@ def divided(strips: int, batch: int, rows: int, threads: int, cycles: float) -> 
     enough = have >= 4 * threads or (have >= threads and have % threads == 0)
     row_parts = 1 if enough else min(rows, -(-threads // have) if have < threads else 2)
     return Cut(strips, tile_parts, rows, row_parts, 1, batch)
-
-
-def unevenness(strips: Strips, work: Cut, threads: int, sizes: Sequence[int] = ()) -> float:
-    """What threads take that wait for the last one, relative to what they would take together.
-
-    Args:
-        sizes: of each part of the rows; how many rows it has, if not told.
-    """
-    if work.tasks > 32 * threads:
-        return -(-work.tasks // threads) * threads / work.tasks
-    tiles = (strips.strips[:, 3] - strips.strips[:, 2]).tolist()
-    ends = [part * work.tiles // work.tile_parts for part in range(work.tile_parts + 1)]
-    sizes = sizes or [end - first for first, end in map(work.row_range, range(work.row_parts))]
-    busy = [0] * threads
-    for _ in range(work.batch):
-        for first, end in itertools.pairwise(ends):
-            for size in sizes:
-                busy[busy.index(min(busy))] += sum(tiles[first:end]) * size
-    return max(busy) * threads / sum(busy)
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from coresident.codegen.integers import Dot
 from coresident.codegen.types import I32
 from coresident.kernels import cost, panel
 from coresident.kernels.frame import Shape
-from coresident.kernels.integer_code import divided, unevenness
+from coresident.kernels.integer_code import divided
 from coresident.kernels.integer_stream import Entries, elements, entries, safe_products
 from coresident.kernels.integer_strips import Places, Strips, row_chunks
 from coresident.kernels.lowering import Plan
-from coresident.kernels.tiling import Cut
+from coresident.kernels.tiling import Cut, unevenness
 
 Array = np.ndarray[Any, Any]
 
@@ -132,7 +132,7 @@ def _choose(plan: Plan, shape: Shape, weights: Array, places: Places, dot: Dot) 
         choice = Choice(chunk, dot, most, wide, narrow, pieces, block, cycles)
         work = choice.work(shape, plan.threads)
         cycles += batch * packing * (work.row_parts - 1)
-        cycles *= unevenness(chunk, work, plan.threads, choice.sizes(work))
+        cycles *= unevenness(work, chunk.sizes, plan.threads, choice.sizes(work))
         if best is None or cycles < best.cycles:
             best = replace(choice, cycles=cycles)
     return best

@@ -54,6 +54,11 @@ class Strips:
     packed: int
 
     @property
+    def sizes(self) -> list[int]:
+        """Tiles of each strip."""
+        return [int(size) for size in self.strips[:, 3] - self.strips[:, 2]]
+
+    @property
     def longest(self) -> int:
         """Pixels of the longest run."""
         return int(self.runs[:, 2].max())

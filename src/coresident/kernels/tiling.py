@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coresident.codegen.builder import Function, Value
@@ -94,3 +96,25 @@ def cut(tiles: int, rows: int, batch: int, threads: int, cycles: float, row_unit
         # Few large tasks: make their number one that the threads share evenly.
         row_parts = min(row_units, row_parts * threads)
     return Cut(tiles, tile_parts, rows, row_parts, row_unit, batch)
+
+
+def unevenness(work: Cut, tiles: Sequence[int], threads: int, rows: Sequence[int] = ()) -> float:
+    """What threads take that wait for the last one, relative to what they would take together.
+
+    Args:
+        tiles: the work of each.
+        rows: the work of each part of the rows; how many it has, if not told.
+    """
+    if threads == 1:
+        return 1.0
+    if work.tasks > 32 * threads:
+        return -(-work.tasks // threads) * threads / work.tasks
+    before = [0, *itertools.accumulate(tiles)]
+    ends = [before[part * work.tiles // work.tile_parts] for part in range(work.tile_parts + 1)]
+    rows = rows or [end - first for first, end in map(work.row_range, range(work.row_parts))]
+    busy = [0] * threads
+    for _ in range(work.batch):
+        for first, end in itertools.pairwise(ends):
+            for size in rows:
+                busy[busy.index(min(busy))] += (end - first) * size
+    return max(busy) * threads / max(sum(busy), 1)
