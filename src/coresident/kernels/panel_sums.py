@@ -152,7 +152,7 @@ class _Panel:
         f, loops = self.loops.function, self.loops
         share = -(-self.channel_bytes * loops.block // (64 * loops.rows * len(loops.strips)))
         following = f.offset(weights, count * self.channel_bytes)
-        for line in range(min(share, 16)):
+        for line in range(min(share, 64)):
             f.prefetch(following, (strip * share + line) * 64, near=False)
 
     def _strip(
