@@ -121,6 +121,13 @@ class Output:
             for line in range(0, vectors * self.vector.bytes, 64):
                 f.prefetch(row, line, write=i == 0)
 
+    def prefetch_run(self, f: Function, channel: Value, offsets: Sequence[Value], pixels: Value) -> None:
+        """Ask for the lines that `store_run` will write and read."""
+        for i, (pointer, stride, at) in enumerate(zip(self.pointers, self.channel_strides, offsets)):
+            row = f.offset(pointer, channel * stride + at, F32)
+            with f.loop(0, pixels, 16) as pixel:
+                f.prefetch(row, pixel * 4, write=i == 0)
+
     def store(
         self, f: Function, channel: Value, totals: Sequence[Value], offsets: Sequence[Value], last: int
     ) -> None:

@@ -101,8 +101,8 @@ def _choose(plan: Plan, shape: Shape, weights: Array, places: Places, dot: Dot) 
         return None
     columns = places.out.shape[-1]
     most = 2 if registers == 16 else 3
-    wide, narrow = panel.panels(-(-shape.outputs // lanes), most)
-    vectors = most if wide else most - 1
+    needed = -(-shape.outputs // lanes)
+    vectors = most if panel.panels(needed, most)[0] else most - 1
     # Beside the sums there are the weights, a pixel, and products.
     pieces = panel.divide(columns, min(lanes, (registers - vectors - 2 - dot.held) // vectors))
     count = -(-shape.inputs // dot.channels)
@@ -110,16 +110,21 @@ def _choose(plan: Plan, shape: Shape, weights: Array, places: Places, dot: Dot) 
     block = -(-count // -(-count // block))
     blocks = -(-count // block)
     row_vectors = -(-columns // lanes)
-    each = shape.outputs * (12 + 7.0 * row_vectors)
-    for panels, width in ((wide, most), (narrow, most - 1)):
-        for pixels in pieces:
-            products = cost.panel_products(machine, width, pixels, *dot.instructions)
-            waits = (3 * width * pixels + 20) * (blocks - 1)
-            each += panels * (count * shape.taps * products * 1.12 + waits + 40 + 8 * width * pixels)
+    ends = shape.outputs * (12 + 7.0 * row_vectors)
     if dot.held:
         sample = weights[0, :: max(1, shape.outputs // 64)]
         left = len(split(sample, dot)[1].row) / max(1, len(sample)) * shape.outputs
-        each += left * (4 + 2.5 * row_vectors)
+        ends += left * (4 + 2.5 * row_vectors)
+
+    def of_panel(width: int) -> float:
+        """Cycles for a row and a panel of so many vectors."""
+        total = 0.0
+        for pixels in pieces:
+            products = cost.panel_products(machine, width, pixels, *dot.instructions)
+            waits = (3 * width * pixels + 20) * (blocks - 1)
+            total += count * shape.taps * products * 1.12 + waits + 40 + 8 * width * pixels
+        return total
+
     batch = shape.batch * shape.groups
     best: Choice | None = None
     for rows in (56, 28, 14, 8, 7, 4, 2, 1):
@@ -127,6 +132,9 @@ def _choose(plan: Plan, shape: Shape, weights: Array, places: Places, dot: Dot) 
         if rows > 1 and 4 * chunk.span * count > _STRIP_BYTES:
             continue
         packing = chunk.packed * count * (0.35 if chunk.step == 1 else 0.6 if chunk.step == 2 else 8.0)
+        parts = panel.sharing(batch * len(chunk.strips), plan.threads)
+        wide, narrow = panel.panels(needed, most, parts)
+        each = wide * of_panel(most) + narrow * of_panel(most - 1) + ends
         # Each chunk reads all weights.
         cycles = batch * (len(chunk.tiles) * each + packing + 1000.0 * len(chunk.strips))
         choice = Choice(chunk, dot, most, wide, narrow, pieces, block, cycles)

@@ -10,6 +10,7 @@ scratch between blocks, and are transposed into rows of pixels when they are com
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,13 +76,26 @@ def divide(length: int, most: int) -> tuple[int, ...]:
     return (short,) * (count - longs) + (long,) * longs
 
 
-def panels(vectors: int, width: int = WIDTH) -> tuple[int, int]:
+def panels(vectors: int, width: int = WIDTH, parts: int = 1) -> tuple[int, int]:
     """How many panels of `width` vectors and of one less hold so many vectors of channels, as few lanes empty
-    as can be."""
+    as can be.
+
+    Args:
+        parts: that should have equally many of each, where the vectors can be shared out so.
+    """
+    if parts > 1 and vectors % parts == 0:
+        wide, narrow = panels(vectors // parts, width)
+        if wide:
+            return wide * parts, narrow * parts
     if vectors < width:
         return 0, 1
     narrow = -vectors % width
     return (vectors - narrow * (width - 1)) // width, narrow
+
+
+def sharing(chunks: int, threads: int) -> int:
+    """How many threads have parts of the same chunk's panels."""
+    return threads // math.gcd(chunks, threads)
 
 
 def choose(plan: Plan, g: Geometry, shape: Shape, out: Tensor, epilogue: Epilogue) -> Choice | None:
@@ -96,11 +110,13 @@ def choose(plan: Plan, g: Geometry, shape: Shape, out: Tensor, epilogue: Epilogu
     rows = tiles(g.strides, out.layout, extras, lanes, -(-width // lanes), flat=False)
     # Rows are made one by one, but stored as runs across their ends.
     rows = replace(rows, flat=True)
-    wide, narrow = panels(-(-shape.outputs // lanes))
-    widest = WIDTH if wide else WIDTH - 1
+    vectors = -(-shape.outputs // lanes)
+    widest = WIDTH if panels(vectors)[0] else WIDTH - 1
     # No more pixels than lanes: the sums are transposed in registers.
     strips = divide(width, min(lanes, (plan.target.registers - 4) // widest))
     chunk = max(1, min(rows.count, _SUMS_BYTES // (4 * width * widest * lanes)))
+    chunks = shape.batch * shape.groups * -(-rows.count // chunk)
+    wide, narrow = panels(vectors, parts=sharing(chunks, plan.threads))
     block = max(1, min(shape.inputs, machine.panel_l1_bytes // (4 * widest * lanes * shape.taps)))
     block = -(-shape.inputs // -(-shape.inputs // block))
     block = min(shape.inputs, -(-block // 4) * 4) if shape.taps == 1 else block

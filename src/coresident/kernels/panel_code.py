@@ -68,6 +68,8 @@ class _Code:
         channels = f.minimum(-channel + self.shape.outputs, vectors * self.sums.lanes)
         pixels = frame.at(end - 1).offsets[0] - offsets[0] + self.choice.width
         with f.loop(0, channels) as c:
+            following = frame.channel_base + channel + f.minimum(c + 4, channels - 1)
+            frame.output.prefetch_run(f, following, offsets, pixels)
             run = f.offset(complete, c * self.sums.reach, F32)
             frame.output.store_run(f, frame.channel_base + channel + c, run, offsets, pixels)
 
