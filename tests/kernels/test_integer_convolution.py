@@ -155,6 +155,58 @@ def test_fours_hold_each_weight_once(held: bool) -> None:
         assert not held or (np.stack(sums) <= Dot.BOUND).all()
 
 
+def _in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have all convolutions cut rows into segments, whatever the target."""
+    monkeypatch.setattr(integer, "_spreads", lambda _: True)
+    monkeypatch.setattr(integer, "_cuts", lambda *_: [])
+    monkeypatch.setattr(integer_panel, "choose", lambda *_: None)
+
+
+def _segmented(seed: int) -> tuple[Node, dict[str, Array], dict[str, Array]]:
+    """An integer convolution with rows long enough for segments."""
+    rng = np.random.default_rng(seed)
+    rank = int(rng.choice([2, 2, 3]))
+    kernel = (*rng.choice([1, 2, 3], rank - 1), int(rng.choice([2, 3, 5])))
+    dilations = tuple(int(d) for d in rng.choice([1, 1, 2], rank))
+    spatial = (*rng.integers(5, 12 if rank == 2 else 7, rank - 1), int(rng.integers(72, 200)))
+    pads = tuple(int(p) for p in rng.integers(0, 3, 2 * rank))
+    group = int(rng.choice([1, 1, 2]))
+    inputs, outputs = group * int(rng.integers(2, 20)), group * int(rng.integers(1, 12))
+    x_type = rng.choice([np.uint8, np.int8])
+    w = _bytes(rng, np.int8, (outputs, inputs // group, *kernel))
+    w[rng.random(w.shape) < rng.choice([0.0, 0.6, 0.9])] = 0
+    constants = {"w": w, "xz": _bytes(rng, x_type, ())}
+    names = ("x", "w", "xz")
+    attributes = {"pads": pads, "group": group, "dilations": dilations, "kernel_shape": kernel}
+    x = _bytes(rng, x_type, (int(rng.integers(1, 3)), inputs, *spatial))
+    return Node("ConvInteger", names, ("y",), attributes, "conv"), {"x": x}, constants
+
+
+@pytest.mark.parametrize("target", [*TARGETS, "16 lanes"])
+@pytest.mark.parametrize("seed", few(range(400, 430), 10))
+def test_segments_of_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _in_segments(monkeypatch)
+    node, feeds, constants = _segmented(seed)
+    check_node(node, feeds, constants, target=target, threads=1 + seed % 2, tolerance=0)
+
+
+@pytest.mark.parametrize("target", [*TARGETS, "16 lanes"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_chains_in_segments(signed: bool, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Residuals are spread as sums are."""
+    cuts = integer._cuts
+    _in_segments(monkeypatch)
+    # Strides, and kernels of one pixel, have none.
+    monkeypatch.setattr(
+        integer, "_cuts", lambda p, v: cuts(p, v) if p.steps != (1, 1) or len(p.positions) == 1 else []
+    )
+    graph, x = _quantised(np.random.default_rng(5), True, signed, 5, (19, 290))
+    wanted = evaluate(graph, {"x": x})[graph.outputs[0]]
+    assert len(np.unique(wanted)) > 10
+    (got,) = run_graph(graph, {"x": x}, (RUN_TARGETS | WIDTHS)[target], threads=2)
+    np.testing.assert_array_equal(got, wanted)
+
+
 def _transposed(seed: int) -> tuple[Node, dict[str, Array], dict[str, Array]]:
     rng = np.random.default_rng(seed)
     rank = int(rng.choice([1, 2, 2, 3]))
@@ -219,13 +271,15 @@ def test_the_largest_products_do_not_overflow(value: int) -> None:
     check_node(node, {"x": np.full((1, 70, 9, 11), 255, np.uint8)}, {"w": w}, tolerance=0)
 
 
-def _quantised(rng: np.random.Generator, residual: bool, signed: bool, hosts: int) -> tuple[Graph, Array]:
+def _quantised(
+    rng: np.random.Generator, residual: bool, signed: bool, hosts: int, spatial: tuple[int, int] = (13, 10)
+) -> tuple[Graph, Array]:
     """A chain of convolutions, each quantised to bytes with a zero point, some with a residual."""
     dtype, point = (np.int8, -3) if signed else (np.uint8, 7)
     nodes: list[Node] = []
     constants: dict[str, Array] = {"z": np.array(point, dtype), "s": np.array(0.05, np.float32)}
     value, channels = "x", 11
-    x = rng.integers(0, 100, (2, channels, 13, 10)).astype(dtype)
+    x = rng.integers(0, 100, (2, channels, *spatial)).astype(dtype)
     for i in range(hosts):
         size, stride = (3, 1 + i % 2) if i % 3 != 2 else (1, 1)
         keep = residual and stride == 1

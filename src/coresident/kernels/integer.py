@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from coresident.codegen.integers import Dot
+from coresident.codegen.target import Target
 from coresident.codegen.types import I32
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Graph, Node
@@ -24,6 +25,7 @@ from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import halo, is_depthwise, window
 from coresident.kernels.integer_code import Choice
 from coresident.kernels.integer_epilogue import IntegerEpilogue
+from coresident.kernels.integer_segments import segment_strips
 from coresident.kernels.integer_stream import Count
 from coresident.kernels.integer_strips import Places, Strips, flat_strips, pitched_strips, row_strips
 from coresident.kernels.lowering import Plan, Tensor, lowers
@@ -32,6 +34,12 @@ from coresident.kernels.tiling import unevenness
 MOST_VECTORS = {1: 10, 2: 6, 4: 2, 6: 2}
 """Vectors of a tile at most, for so many channels that share their loads, with 16 registers: beside the sums,
 products, weights and activations need some."""
+
+QUAD = 4
+"""Channels of an element of bytes."""
+
+SEGMENT = 64
+"""Pixels of a segment: their bytes are one vector of 512 bits."""
 
 GATHERED = 0.5
 """Share of weights that are not zero above which to bring single ones together is never tried."""
@@ -67,8 +75,10 @@ class _Rates:
     large: float
 
     @staticmethod
-    def of(plan: Plan, dot: Dot, taps: int) -> _Rates:
-        direct = plan.target.vector_bits == 512 and not dot.held and taps == 1
+    def of(plan: Plan, dot: Dot, strips: Strips) -> _Rates:
+        if strips.segments is not None:
+            return _SEGMENTS
+        direct = plan.target.vector_bits == 512 and not dot.held and len(strips.taps) == 1
         return _DIRECT if direct else _USUAL
 
 
@@ -78,6 +88,9 @@ _USUAL = _Rates(1.5, 1.0, 0.2, 1.17, 1.33, 12.0, 3.0, 0.0, 1.5, 1.0)
 _DIRECT = _Rates(1.48, 0.43, 0.41, 0.58, 6.0, 0.6, 2.7, 3.8, 0.66, 0.83)
 """Of Zen 4, vpdpbusd of 512 bits and kernels of one pixel: for larger ones fits found nothing better than the
 usual rates."""
+
+_SEGMENTS = _Rates(1.0, 0.6, 0.18, 1.17, 1.4, 6.2, 3.0, 0.0, 1.6, 1.0)
+"""Of Zen 4, vpdpbusd and tiles of segments."""
 
 
 def zero_point(node: Node, graph: Graph) -> int:
@@ -215,12 +228,15 @@ def choose(plan: Plan, shape: Shape, weights: np.ndarray[Any, Any], places: Plac
     best: Choice | None = None
     scale = plan.target.registers // 16
     most = {shared: vectors * scale for shared, vectors in MOST_VECTORS.items()}
+    quads = -(-shape.inputs // QUAD)
     for vectors in range(1, most[1] + 1):
-        for strips in _cuts(places, vectors):
+        for strips in [*_cuts(places, vectors), *_segment_cuts(plan, places, vectors, quads)]:
             if strips.vectors != vectors:
                 continue
             for dot, shared, count in ways:
                 if vectors > (8 * scale if dot.gathers else most[shared]):
+                    continue
+                if strips.segments is not None and dot.channels != QUAD:
                     continue
                 for rows_first in (False, True):
                     arguments = (shape, strips, dot, shared, count, rows_first, len(places.extras))
@@ -240,6 +256,20 @@ def _cuts(places: Places, vectors: int) -> list[Strips]:
     return [*found, *rows, *(row_strips(places, vectors, 1, pieces) for pieces in (1, 4, 16))]
 
 
+def _spreads(target: Target) -> bool:
+    """Whether one instruction puts the bytes of a vector into any order."""
+    return target.vector_bits == 512 and target.has("avx512vbmi")
+
+
+def _segment_cuts(plan: Plan, places: Places, vectors: int, quads: int) -> list[Strips]:
+    """Tiles of segments, where taps would be unaligned otherwise."""
+    down, rest = divmod(vectors, SEGMENT // places.lanes)
+    if rest or not _spreads(plan.target) or all(a[-1] == 0 for a in places.positions):
+        return []
+    strips = segment_strips(places, SEGMENT, down, quads)
+    return [strips] if strips is not None else []
+
+
 def _cycles(
     machine: cost.Machine,
     plan: Plan,
@@ -252,7 +282,7 @@ def _cycles(
     extras: int,
 ) -> float:
     """Of all of it, on one core."""
-    rates = _Rates.of(plan, dot, len(strips.taps))
+    rates = _Rates.of(plan, dot, strips)
     vectors, tiles = strips.vectors, len(strips.tiles)
     elements = -(-shape.inputs // dot.channels)
     rows = -(-shape.outputs // shared)
@@ -264,14 +294,11 @@ def _cycles(
     issue = max(issue, cost.integer_issue(machine, dot.arithmetic * vectors * shared))
     together = tiles / len(strips.strips)
     # What is read again and again: a tile's or the whole strip's pixels, and the stream or a row of it.
-    tile_bytes = (
-        dot.element_bytes
-        * elements
-        * strips.vectors
-        * plan.target.lanes(I32)
-        * max(1, len(strips.taps)) ** 0.5
-    )
-    strip_bytes = dot.element_bytes * elements * strips.span
+    reach = strips.vectors * plan.target.lanes(I32) * max(1, len(strips.taps)) ** 0.5
+    segments = strips.segments
+    tile_bytes = dot.element_bytes * elements * (strips.span if segments is not None else reach)
+    pieces = segments.pieces if segments is not None else 1
+    strip_bytes = dot.element_bytes * elements * strips.span * pieces
     near = strip_bytes if rows_first else tile_bytes
     missed = min(max(near - rates.near * machine.l1_bytes, 0.0) / (rates.spread * machine.l1_bytes), 1.0)
     far = rates.far * missed * vectors * plan.target.vector_bits / 8 / machine.l2_bytes

@@ -45,7 +45,9 @@ class Choice:
         flat = ", flat" if self.strips.flat else ""
         channels = f" x {self.shared} channels" if self.shared > 1 else ""
         tiles = int(np.max(self.strips.strips[:, 3] - self.strips.strips[:, 2]))
-        return f"{self.strips.vectors} vectors{channels}, {tiles} tiles a strip{flat}"
+        segments = self.strips.segments
+        spread = f" of segments of {segments.size}" if segments is not None else ""
+        return f"{self.strips.vectors} vectors{spread}{channels}, {tiles} tiles a strip{flat}"
 
 
 def divided(strips: int, batch: int, rows: int, threads: int, cycles: float) -> Cut:
@@ -126,7 +128,8 @@ class _Code:
                 for c in channels
             ]
             for c in channels:
-                self.output.prefetch(f, c, vectors, offsets)
+                for size, at in self._pieces(offsets):
+                    self.output.prefetch(f, c, size, at)
             self._steps(x, position, steps, totals)
             if self.dot.held and not self.dot.gathers:
                 with f.loop(0, singles):
@@ -136,7 +139,21 @@ class _Code:
                 if self.dot.gathers:
                     fours = [integers.in_order(f, values[at : at + 4]) for at in range(0, summed, 4)]
                     values = [value for four in fours for value in four][:vectors]
-                self.output.store(f, c, values, offsets, choice.strips.last)
+                segments = choice.strips.segments
+                for i, (size, at) in enumerate(self._pieces(offsets)):
+                    piece = values[i * size : (i + 1) * size]
+                    if segments is None:
+                        self.output.store(f, c, piece, at, choice.strips.last)
+                    else:
+                        self.output.store_segment(f, c, piece, at)
+
+    def _pieces(self, offsets: Sequence[Value]) -> list[tuple[int, list[Value]]]:
+        """What of a tile lies side by side: vectors, and the offsets in the output and in other tensors."""
+        segments = self.choice.strips.segments
+        if segments is None:
+            return [(self.choice.strips.vectors, list(offsets))]
+        size = segments.size // self.output.lanes
+        return [(size, [o + by for o, by in zip(offsets, moved)]) for moved in segments.writes]
 
     def _place(self, tile: Value) -> tuple[Value, list[Value]]:
         """Where a tile's packed input is, and its offsets in the output and in other tensors."""
@@ -172,6 +189,7 @@ class _Code:
         f, dot, shared = self.frame.function, self.dot, self.choice.shared
         lanes = self.output.lanes
         kind = I32.by(lanes)
+        segments = self.choice.strips.segments
         pixels = [self._read(x, at, d) for d in range(dot.depth)]
         words = f.offset(at, dot.depth * self.offsets.size)
 
@@ -179,7 +197,7 @@ class _Code:
             return [f.splat(f.load(I32, words, d * shared + s, align=1), kind) for d in range(dot.depth)]
 
         def pixel(v: int) -> list[Value]:
-            return [f.load(kind, p, v * lanes) for p in pixels]
+            return [f.load(kind, p, segments.reads[v] if segments else v * lanes) for p in pixels]
 
         def multiply(s: int, v: int, x: Sequence[Value], w: Sequence[Value]) -> None:
             totals[s][v].set(dot.add(f, totals[s][v].get(), x, w))

@@ -15,6 +15,7 @@ from coresident.codegen.types import I8, I32, of_dtype
 from coresident.graph.expression import Expression
 from coresident.graph.graph import Node
 from coresident.kernels.integer_expression import Ranged, evaluate, known
+from coresident.kernels.integer_strips import brought_together, spread_out
 from coresident.kernels.lowering import Operand, Plan, Tensor
 from coresident.kernels.vectors import store_first
 
@@ -178,14 +179,7 @@ class IntegerOutput:
             last: pixels of the last vector to be written.
         """
         lanes = self.lanes
-        scalars = [
-            to_register(f, f.load(of_dtype(array.dtype), pointer, channel), array.dtype)
-            for pointer, array in zip(self.channel_pointers, self.epilogue.channels)
-        ]
-        rows = [
-            f.offset(pointer, (channel * stride + at) * dtype.itemsize)
-            for pointer, stride, at, dtype in zip(self.pointers, self.channel_strides, offsets, self.dtypes)
-        ]
+        scalars, rows = self._channel(f, channel, offsets)
         at = 0
         while at < len(totals):
             size = 4 if len(totals) - at >= 4 else 2 if len(totals) - at >= 2 else 1
@@ -205,6 +199,46 @@ class IntegerOutput:
                     part = min(lanes, count - i * lanes)
                     self._put(f, to_memory(f, result), rows[0], at + i, part, offsets)
             at += size
+
+    def store_segment(
+        self, f: Function, channel: Value, totals: Sequence[Value], offsets: Sequence[Value]
+    ) -> None:
+        """Finish one output channel's sums of a segment, whose lanes are spread out, and store its pixels.
+
+        Args:
+            channel, totals, offsets: as `store` takes them.
+        """
+        size = len(totals) * self.lanes
+        scalars, rows = self._channel(f, channel, offsets)
+        tensors = []
+        for row, dtype in zip(rows[1:], self.dtypes[1:]):
+            spread = f.shuffle(f.load(of_dtype(dtype).by(size), row), None, spread_out(size))
+            parts = [f.shuffle(spread, None, range(at, at + self.lanes)) for at in range(0, size, self.lanes)]
+            tensors.append([to_register(f, part, dtype) for part in parts])
+        results = [
+            self.epilogue.apply(f, total, [parts[v] for parts in tensors], scalars)
+            for v, total in enumerate(totals)
+        ]
+        if self.epilogue.quantised is not None:
+            _, point, kind = self.epilogue.quantised
+            whole = integers.saturated(f, [r.value for r in results], point, kind == "int8")
+        else:
+            whole = integers.joined(f, [to_memory(f, result) for result in results])
+        self._put(f, f.shuffle(whole, None, brought_together(size)), rows[0], 0, size, offsets)
+
+    def _channel(
+        self, f: Function, channel: Value, offsets: Sequence[Value]
+    ) -> tuple[list[Typed], list[Value]]:
+        """The epilogue's numbers for a channel, and its addresses in y and in each tensor."""
+        scalars = [
+            to_register(f, f.load(of_dtype(array.dtype), pointer, channel), array.dtype)
+            for pointer, array in zip(self.channel_pointers, self.epilogue.channels)
+        ]
+        rows = [
+            f.offset(pointer, (channel * stride + at) * dtype.itemsize)
+            for pointer, stride, at, dtype in zip(self.pointers, self.channel_strides, offsets, self.dtypes)
+        ]
+        return scalars, rows
 
     def _loaded(self, f: Function, rows: Sequence[Value], v: int) -> list[Typed]:
         return [

@@ -14,7 +14,7 @@ from coresident.codegen.types import I8, I32, I64
 from coresident.kernels import geometry
 from coresident.kernels.frame import Shape
 from coresident.kernels.integer_epilogue import IntegerEpilogue, IntegerOutput
-from coresident.kernels.integer_strips import Strips
+from coresident.kernels.integer_strips import GROUP, Segments, Strips, spread_out
 from coresident.kernels.lowering import Operand, Plan, Tensor
 from coresident.kernels.tiling import Cut, Part
 
@@ -121,7 +121,9 @@ class IntegerFrame:
     @property
     def packed_bytes(self) -> int:
         """Of scratch that a packed strip takes, and what is written beyond it."""
-        pixels = self.elements * self.strips.span + 2 * self.function.target.lanes(I8)
+        segments = self.strips.segments
+        pieces = segments.pieces if segments is not None else 1
+        pixels = self.elements * self.strips.span * pieces + 2 * self.function.target.lanes(I8)
         return self.dot.element_bytes * pixels
 
     def each_strip(self, body: Callable[[Value, Value], None]) -> None:
@@ -156,11 +158,39 @@ class IntegerFrame:
                     f.convert(f.load(I32, self.runs, run * 3 + i), I64) for i in range(3)
                 )
                 begin = f.offset(target, place, self.dot.element_bytes)
-                with f.loop(0, length, width) as at:
-                    rows = [self._pixels(channel, source + at * s.step, width) for channel in channels]
-                    vectors = rows if self.dot.gathers else integers.interleaved(f, rows)
-                    for i, vector in enumerate(vectors):
-                        f.store(vector, begin, at + i * vector.type.lanes)
+                if s.segments is not None:
+                    self._pack_segment(s.segments, [f.offset(channel, source) for channel in channels], begin)
+                else:
+                    self._pack_run(channels, source, length, width, begin)
+
+    def _pack_run(
+        self, channels: Sequence[Value], source: Value, length: Value, width: int, target: Value
+    ) -> None:
+        """Interleave a run's input, `width` pixels at a time."""
+        f, step = self.function, self.strips.step
+        with f.loop(0, length, width) as at:
+            rows = [self._pixels(channel, source + at * step, width) for channel in channels]
+            vectors = rows if self.dot.gathers else integers.interleaved(f, rows)
+            for i, vector in enumerate(vectors):
+                f.store(vector, target, at + i * vector.type.lanes)
+
+    def _pack_segment(self, segments: Segments, channels: Sequence[Value], target: Value) -> None:
+        """Interleave a segment's input from the channels' addresses on, its pixels spread out over groups."""
+        f, lanes = self.function, spread_out(segments.size)
+        for first in range(0, segments.groups, segments.spread):
+            held = min(segments.groups - first, segments.spread) * GROUP
+            rows = [
+                f.shuffle(self._pixels(channel, f.constant(first, I64), segments.size), None, lanes[:held])
+                for channel in channels
+            ]
+            # A power of two at a time: the groups beyond a segment are few.
+            at = 0
+            while at < held:
+                width = 1 << ((held - at).bit_length() - 1)
+                parts = [f.shuffle(row, None, range(at, at + width)) for row in rows]
+                for i, vector in enumerate(integers.interleaved(f, parts)):
+                    f.store(vector, target, first * GROUP + at + i * vector.type.lanes)
+                at += width
 
     def _pixels(self, channel: Value, at: Value, width: int) -> Value:
         f, step = self.function, self.strips.step

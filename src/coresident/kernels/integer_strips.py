@@ -21,6 +21,44 @@ from coresident.kernels.layout import Layout
 ALIGNMENT = 16
 """Pixels of a cache line of quads."""
 
+GROUP = 8
+"""Lanes of a group of a segment: half a cache line."""
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Tiles of segments, whose lanes are not neighbouring pixels (`integer_segments.py`).
+
+    Args:
+        size: pixels of a segment.
+        groups: that a segment is packed in, with those that kernels read beyond it.
+        pieces: tiles side by side in a strip, packed one after another, each with all its channels.
+        reads: packed pixels from a tile's first to each of its vectors.
+        writes: of each segment, elements from a tile's first pixel to the segment's, in the output and in
+            each further operand of its shape.
+    """
+
+    size: int
+    groups: int
+    pieces: int
+    reads: tuple[int, ...]
+    writes: tuple[tuple[int, ...], ...]
+
+    @property
+    def spread(self) -> int:
+        """Pixels from one lane to the next."""
+        return self.size // GROUP
+
+
+def spread_out(size: int) -> list[int]:
+    """Of each lane of a segment in turn, group after group, which pixel it holds."""
+    return [lane % GROUP * (size // GROUP) + lane // GROUP for lane in range(size)]
+
+
+def brought_together(size: int) -> list[int]:
+    """Of each pixel of a segment, which lane holds it."""
+    return [pixel % (size // GROUP) * GROUP + pixel // (size // GROUP) for pixel in range(size)]
+
 
 @dataclass(frozen=True)
 class Strips:
@@ -40,6 +78,7 @@ class Strips:
         last: pixels that a tile's last vector writes.
         flat: whether tiles cross row ends.
         packed: pixels packed of a channel, over all strips.
+        segments: of tiles that consist of such; lanes are neighbouring pixels otherwise.
     """
 
     runs: np.ndarray
@@ -52,6 +91,7 @@ class Strips:
     last: int
     flat: bool
     packed: int
+    segments: Segments | None = None
 
     @property
     def sizes(self) -> list[int]:
@@ -113,17 +153,17 @@ class Places:
         return Places(positions, w.strides, source, out, extras, lanes)
 
 
-def _odd_lines(pixels: int) -> int:
+def odd_lines(pixels: int) -> int:
     """Planes of quads that do not all begin in the same cache set."""
     return (-(-pixels // ALIGNMENT) | 1) * ALIGNMENT
 
 
-def _starts(length: int, width: int) -> list[int]:
+def starts_of(length: int, width: int) -> list[int]:
     """Where tiles of a width begin in a run; the last one overlaps the one before rather than the end."""
     return [min(at, max(length - width, 0)) for at in range(0, max(length, 1), width)]
 
 
-def _evenly(count: int, most: int) -> int:
+def evenly(count: int, most: int) -> int:
     """How many go together so that all parts but the last are of one size, of `most` at most, and few."""
     return -(-count // -(-count // most))
 
@@ -137,7 +177,7 @@ def flat_strips(p: Places, vectors: int, together: int) -> Strips:
     width = vectors * p.lanes
     starts = np.minimum(np.arange(0, length, width), length - width)
     taps = [sum(a * s for a, s in zip(position, strides)) for position in p.positions]
-    together = _evenly(len(starts), together)
+    together = evenly(len(starts), together)
     clusters: list[list[int]] = []
     for tap in sorted(set(taps)):
         if clusters and tap <= clusters[-1][-1] + together * width:
@@ -161,7 +201,7 @@ def flat_strips(p: Places, vectors: int, together: int) -> Strips:
         np.stack([which * count, which * count + count, firsts, ends, starts[firsts]], 1).astype(np.int32),
         np.stack([within, *[starts] * (1 + len(p.extras))], 1).astype(np.int32),
         tuple(offsets[tap] for tap in taps),
-        _odd_lines(at),
+        odd_lines(at),
         1,
         vectors,
         p.lanes,
@@ -224,8 +264,8 @@ def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
         return None
     vectors = min(vectors, length // p.lanes)
     width = vectors * p.lanes
-    starts = _starts(length, width)
-    together = _evenly(len(starts), together)
+    starts = starts_of(length, width)
+    together = evenly(len(starts), together)
     spans = []
     for first in range(0, len(starts), together):
         end = min(first + together, len(starts))
@@ -276,7 +316,7 @@ def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
         np.array(strips, np.int32),
         np.array(tiles, np.int32),
         taps,
-        _odd_lines(at),
+        odd_lines(at),
         p.steps[-1] * strides[-1],
         vectors,
         p.lanes,
@@ -300,9 +340,9 @@ def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
     row_stride, row_step = (strides[-2], p.steps[-2]) if rank > 1 else (0, 1)
     vectors = min(vectors, -(-columns // p.lanes))
     width = vectors * p.lanes
-    starts = _starts(columns, width)
+    starts = starts_of(columns, width)
     pieces = len(starts) if rows > 1 else min(pieces, len(starts))
-    rows = _evenly(height, rows)
+    rows = evenly(height, rows)
     positions = p.positions
     across = _Axis.of([a[-1] for a in positions], p.steps[-1])
     down = _Axis.of([a[-2] if rank > 1 else 0 for a in positions], row_step)
@@ -379,7 +419,7 @@ def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
         np.concatenate(strips).astype(np.int32),
         np.concatenate(tiles).astype(np.int32),
         taps,
-        _odd_lines(at),
+        odd_lines(at),
         p.steps[-1] * strides[-1],
         vectors,
         min(rest, p.lanes),
@@ -396,7 +436,7 @@ def row_chunks(p: Places, rows: int) -> Strips:
         return row_strips(p, vectors, rows, 1 << 30)
     height, width = p.out.shape[2:]
     pitch = p.source.strides[-2]
-    rows = _evenly(height, rows)
+    rows = evenly(height, rows)
     taps = [a * pitch + b for a, b in p.positions]
     low = min(taps)
     reach = max(taps) - low
@@ -415,7 +455,7 @@ def row_chunks(p: Places, rows: int) -> Strips:
         np.array(strips, np.int32),
         np.array(tiles, np.int32),
         tuple(tap - low for tap in taps),
-        _odd_lines(max(lengths)),
+        odd_lines(max(lengths)),
         1,
         vectors,
         min(width - (vectors - 1) * p.lanes, p.lanes),
