@@ -11,6 +11,12 @@ from dataclasses import dataclass
 
 from coresident.codegen.target import Target
 
+OUTSTANDING_LINES = 28
+"""Cache lines that may be asked for at once: loads stand still behind more, since a core waits for so many at
+a time (Zen 4 has 24 miss address buffers)."""
+LINE_STALL = 9.0
+"""Cycles for each line more, measured with tiles that read a residual."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -70,12 +76,14 @@ def dense_tile(
     vector_bytes: int,
     resident: bool,
     unaligned: bool,
+    extras: int,
 ) -> float:
     """Cycles for one tile of `vectors` x `rows` accumulators over `depth` products each.
 
     Args:
         resident: whether the tile's activations lie in L1.
         unaligned: half of the vectors of activations then touch two cache lines.
+        extras: tensors that the epilogue reads.
     """
     fma = vectors * rows / machine.fmas
     load = (vectors + rows) / machine.loads
@@ -87,7 +95,10 @@ def dense_tile(
     latency = 4.0 if vectors * rows > 8 * machine.fmas / 2 else 4.8
     far = 0.0 if resident else vectors * vector_bytes / machine.l2_bytes * 1.5
     slow = 1.15 if unaligned else 1.03
-    return depth * max(fma, load, issue, latency, far) * slow + 40 + rows * vectors * 2.5
+    # What is written and read at the end is asked for at once.
+    lines = rows * vectors * vector_bytes / 64 * (1 + extras)
+    stall = LINE_STALL * max(lines - OUTSTANDING_LINES, 0.0)
+    return depth * max(fma, load, issue, latency, far) * slow + 40 + rows * vectors * 2.5 + stall
 
 
 def panel_products(machine: Machine, vectors: int, pixels: int, products: int, instructions: int) -> float:

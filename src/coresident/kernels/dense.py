@@ -86,7 +86,9 @@ def choose(
             for group in sorted({min(size, shape.outputs) for size in GROUPS}):
                 if not fit(vectors, group) or (merged and group % 2):
                     continue
-                rows = partial(_rows, machine, plan, group, shape.outputs, depth, fit, resident, unaligned)
+                rows = partial(
+                    _rows, machine, plan, group, shape.outputs, depth, fit, resident, unaligned, len(extras)
+                )
                 groups, cycles = rows(vectors)
                 rest_groups, rest_cycles = rows(cutting.rest_vectors) if cutting.rest_vectors else (1, 0.0)
                 total = blocks * (cutting.full * cycles + (cutting.count - cutting.full) * rest_cycles)
@@ -108,6 +110,7 @@ def _rows(
     fit: Callable[[int, int], bool],
     resident: bool,
     unaligned: bool,
+    extras: int,
     vectors: int,
 ) -> tuple[int, float]:
     """For a tile of so many vectors: the channel groups to take at once, and the cycles for all channels."""
@@ -120,6 +123,7 @@ def _rows(
         vector_bytes=size,
         resident=resident,
         unaligned=unaligned,
+        extras=extras,
     )
     whole, rest = divmod(outputs, group)
     best = (1, float("inf"))

@@ -26,6 +26,9 @@ from coresident.kernels.lowering import Plan, Tensor
 WIDTH = 3
 """Vectors of output channels in a wide panel; narrow ones have one less."""
 
+_FAR_PIXEL = 1.4
+"""Cycles for each pixel of another tensor from L3."""
+
 _SUMS_BYTES = 40_000
 """Of scratch for the sums of a panel: rows are taken in chunks of this size."""
 
@@ -132,6 +135,9 @@ def choose(plan: Plan, g: Geometry, shape: Shape, out: Tensor, epilogue: Epilogu
     # A strip is written a power of two wide.
     reach = int((starts[ends] - starts[::chunk]).max()) + width + 2 * lanes
     total += shape.outputs * rows.count * (2 + 4 * width / lanes)
+    if 4 * shape.outputs * shape.pixels > plan.target.l2_bytes:
+        # What is added to runs of pixels comes from L3, and no sums are made meanwhile.
+        total += shape.outputs * rows.count * len(extras) * width * _FAR_PIXEL
     total *= shape.batch * shape.groups
     return Choice(rows, width, chunk, reach, strips, wide, narrow, block, total)
 
