@@ -31,6 +31,12 @@ CHAINS = 8
 MOST_ROWS = 8
 """Rows of A walked at once: each takes an address register."""
 
+FEW_ROWS = 4
+"""Rows of A below which the weights' way from memory binds."""
+
+AHEAD = 2048
+"""Bytes of weights asked for in advance then: hardware prefetchers stop at the end of each page of 4 KiB."""
+
 KEPT = 16 << 10
 """Bytes of sums that wait in L1 for a long epilogue."""
 
@@ -72,7 +78,7 @@ def choose_tile(target: Target, m: int, n: int, threads: int) -> Tile:
     # A broadcast takes a register unless it is a memory operand (AVX-512).
     spare = target.registers - (0 if target.vector_bits == 512 else 1)
     # A few rows are bound by the weights' way from memory: panels for all threads come first.
-    widest = max(2, columns // (2 * threads)) if m < 4 and threads > 1 else columns
+    widest = max(2, columns // (2 * threads)) if m < FEW_ROWS and threads > 1 else columns
     best, fewest = Tile.of(1, 1), math.inf
     for vectors in range(1, min(columns, widest, 12) + 1):
         for rows in range(1, min(m, MOST_ROWS) + 1):
@@ -307,6 +313,9 @@ def _totals(
     whole = p.k // unroll * unroll
     if whole:
         with f.loop(0, whole, unroll) as k:
+            if packed and p.m < FEW_ROWS:
+                for line in range(0, 4 * unroll * tile.vectors * lanes, 64):
+                    f.prefetch(b, k * (4 * right.row) + AHEAD + line)
             for u in range(unroll):
                 step(k + u, u % tile.chains)
     for u in range(p.k - whole):
