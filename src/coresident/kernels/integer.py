@@ -29,6 +29,7 @@ from coresident.kernels.integer_segments import segment_strips
 from coresident.kernels.integer_stream import Count
 from coresident.kernels.integer_strips import Places, Strips, flat_strips, pitched_strips, row_strips
 from coresident.kernels.lowering import Plan, Tensor, lowers
+from coresident.kernels.spread import SEGMENT
 from coresident.kernels.tiling import unevenness
 
 MOST_VECTORS = {1: 10, 2: 6, 4: 2, 6: 2}
@@ -37,9 +38,6 @@ products, weights and activations need some."""
 
 QUAD = 4
 """Channels of an element of bytes."""
-
-SEGMENT = 64
-"""Pixels of a segment: their bytes are one vector of 512 bits."""
 
 GATHERED = 0.5
 """Share of weights that are not zero above which to bring single ones together is never tried."""
@@ -266,7 +264,7 @@ def _segment_cuts(plan: Plan, places: Places, vectors: int, quads: int) -> list[
     down, rest = divmod(vectors, SEGMENT // places.lanes)
     if rest or not _spreads(plan.target) or all(a[-1] == 0 for a in places.positions):
         return []
-    strips = segment_strips(places, SEGMENT, down, quads)
+    strips = segment_strips(places, down, quads)
     return [strips] if strips is not None else []
 
 
@@ -295,10 +293,8 @@ def _cycles(
     together = tiles / len(strips.strips)
     # What is read again and again: a tile's or the whole strip's pixels, and the stream or a row of it.
     reach = strips.vectors * plan.target.lanes(I32) * max(1, len(strips.taps)) ** 0.5
-    segments = strips.segments
-    tile_bytes = dot.element_bytes * elements * (strips.span if segments is not None else reach)
-    pieces = segments.pieces if segments is not None else 1
-    strip_bytes = dot.element_bytes * elements * strips.span * pieces
+    tile_bytes = dot.element_bytes * elements * (strips.span if strips.segments is not None else reach)
+    strip_bytes = dot.element_bytes * elements * strips.span * strips.pieces
     near = strip_bytes if rows_first else tile_bytes
     missed = min(max(near - rates.near * machine.l1_bytes, 0.0) / (rates.spread * machine.l1_bytes), 1.0)
     far = rates.far * missed * vectors * plan.target.vector_bits / 8 / machine.l2_bytes

@@ -20,6 +20,7 @@ from coresident.kernels.integer_frame import IntegerFrame
 from coresident.kernels.integer_stream import UNROLL, Offsets, pack
 from coresident.kernels.integer_strips import Strips
 from coresident.kernels.lowering import Plan, Tensor
+from coresident.kernels.spread import SEGMENT
 from coresident.kernels.tiling import Cut
 
 
@@ -46,7 +47,7 @@ class Choice:
         channels = f" x {self.shared} channels" if self.shared > 1 else ""
         tiles = int(np.max(self.strips.strips[:, 3] - self.strips.strips[:, 2]))
         segments = self.strips.segments
-        spread = f" of segments of {segments.size}" if segments is not None else ""
+        spread = " of segments" if segments is not None else ""
         return f"{self.strips.vectors} vectors{spread}{channels}, {tiles} tiles a strip{flat}"
 
 
@@ -152,7 +153,7 @@ class _Code:
         segments = self.choice.strips.segments
         if segments is None:
             return [(self.choice.strips.vectors, list(offsets))]
-        size = segments.size // self.output.lanes
+        size = SEGMENT // self.output.lanes
         return [(size, [o + by for o, by in zip(offsets, moved)]) for moved in segments.writes]
 
     def _place(self, tile: Value) -> tuple[Value, list[Value]]:

@@ -15,8 +15,8 @@ from coresident.codegen.types import I8, I32, of_dtype
 from coresident.graph.expression import Expression
 from coresident.graph.graph import Node
 from coresident.kernels.integer_expression import Ranged, evaluate, known
-from coresident.kernels.integer_strips import brought_together, spread_out
 from coresident.kernels.lowering import Operand, Plan, Tensor
+from coresident.kernels.spread import ORDER, SEGMENT
 from coresident.kernels.vectors import store_first
 
 
@@ -208,12 +208,13 @@ class IntegerOutput:
         Args:
             channel, totals, offsets: as `store` takes them.
         """
-        size = len(totals) * self.lanes
         scalars, rows = self._channel(f, channel, offsets)
         tensors = []
         for row, dtype in zip(rows[1:], self.dtypes[1:]):
-            spread = f.shuffle(f.load(of_dtype(dtype).by(size), row), None, spread_out(size))
-            parts = [f.shuffle(spread, None, range(at, at + self.lanes)) for at in range(0, size, self.lanes)]
+            spread = f.shuffle(f.load(of_dtype(dtype).by(SEGMENT), row), None, ORDER)
+            parts = [
+                f.shuffle(spread, None, range(at, at + self.lanes)) for at in range(0, SEGMENT, self.lanes)
+            ]
             tensors.append([to_register(f, part, dtype) for part in parts])
         results = [
             self.epilogue.apply(f, total, [parts[v] for parts in tensors], scalars)
@@ -224,7 +225,7 @@ class IntegerOutput:
             whole = integers.saturated(f, [r.value for r in results], point, kind == "int8")
         else:
             whole = integers.joined(f, [to_memory(f, result) for result in results])
-        self._put(f, f.shuffle(whole, None, brought_together(size)), rows[0], 0, size, offsets)
+        self._put(f, f.shuffle(whole, None, ORDER), rows[0], 0, SEGMENT, offsets)
 
     def _channel(
         self, f: Function, channel: Value, offsets: Sequence[Value]

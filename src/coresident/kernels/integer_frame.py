@@ -14,8 +14,9 @@ from coresident.codegen.types import I8, I32, I64
 from coresident.kernels import geometry
 from coresident.kernels.frame import Shape
 from coresident.kernels.integer_epilogue import IntegerEpilogue, IntegerOutput
-from coresident.kernels.integer_strips import GROUP, Segments, Strips, spread_out
+from coresident.kernels.integer_strips import Strips
 from coresident.kernels.lowering import Operand, Plan, Tensor
+from coresident.kernels.spread import GROUP, ORDER, SEGMENT, Segments
 from coresident.kernels.tiling import Cut, Part
 
 
@@ -121,9 +122,7 @@ class IntegerFrame:
     @property
     def packed_bytes(self) -> int:
         """Of scratch that a packed strip takes, and what is written beyond it."""
-        segments = self.strips.segments
-        pieces = segments.pieces if segments is not None else 1
-        pixels = self.elements * self.strips.span * pieces + 2 * self.function.target.lanes(I8)
+        pixels = self.elements * self.strips.span * self.strips.pieces + 2 * self.function.target.lanes(I8)
         return self.dot.element_bytes * pixels
 
     def each_strip(self, body: Callable[[Value, Value], None]) -> None:
@@ -176,11 +175,11 @@ class IntegerFrame:
 
     def _pack_segment(self, segments: Segments, channels: Sequence[Value], target: Value) -> None:
         """Interleave a segment's input from the channels' addresses on, its pixels spread out over groups."""
-        f, lanes = self.function, spread_out(segments.size)
-        for first in range(0, segments.groups, segments.spread):
-            held = min(segments.groups - first, segments.spread) * GROUP
+        f = self.function
+        for first in range(0, segments.groups, GROUP):
+            held = min(segments.groups - first, GROUP) * GROUP
             rows = [
-                f.shuffle(self._pixels(channel, f.constant(first, I64), segments.size), None, lanes[:held])
+                f.shuffle(self._pixels(channel, f.constant(first, I64), SEGMENT), None, ORDER[:held])
                 for channel in channels
             ]
             # A power of two at a time: the groups beyond a segment are few.

@@ -1,15 +1,5 @@
-"""Strips of which no vector lies in two cache lines, whichever tap reads it.
-
-A vector in two lines takes half as long again to load, and of a 3 x 3 kernel's taps on rows of pixels seven
-or eight of nine read such vectors. Hence neighbouring lanes hold pixels that are some way apart: a *segment*
-of a row is packed in *groups* of `GROUP` lanes, and pixels that are neighbours lie in neighbouring groups,
-
-    pixel of lane l in group i  =  l * spread + i        i = left ... spread - 1 + right
-
-so that the next pixel's vector lies one group further on: half a line. The groups before the first and after
-the last hold what a kernel reads beyond the segment. Bytes are spread as they are packed, by one instruction,
-and finished results brought together again by the one that orders them in any case.
-"""
+"""Strips of tiles whose lanes are spread over segments of rows (`spread.py`): bytes are spread as they are
+packed, by one instruction, and results brought together by the one that orders them in any case."""
 
 from __future__ import annotations
 
@@ -17,18 +7,18 @@ import itertools
 
 import numpy as np
 
-from coresident.kernels.integer_strips import GROUP, Places, Segments, Strips, evenly, odd_lines, starts_of
+from coresident.kernels.integer_strips import Places, Strips, evenly, odd_lines
+from coresident.kernels.spread import GROUP, SEGMENT, Segments, starts_of
 
 SIDE_BY_SIDE = 4
 """Tiles of a strip at most: what is packed of a row is then long enough for prefetchers."""
 
 
-def segment_strips(p: Places, size: int, down: int, elements: int) -> Strips | None:
+def segment_strips(p: Places, down: int, elements: int) -> Strips | None:
     """Tiles of segments below each other, and strips of tiles side by side. What a tile reads lies together,
     so that its lines spread over all cache sets.
 
     Args:
-        size: pixels of a segment, a multiple of a vector's.
         down: segments of a tile.
         elements: of the input channels.
 
@@ -40,16 +30,15 @@ def segment_strips(p: Places, size: int, down: int, elements: int) -> Strips | N
     if rank < 2 or p.lanes % GROUP or not side_by_side or any(step != 1 for step in p.steps):
         return None
     height, columns = spatial[-2:]
-    if columns < size or height < down:
+    if columns < SEGMENT or height < down:
         return None
     strides = p.source.strides[2:]
     left, right = min(a[-1] for a in p.positions), max(a[-1] for a in p.positions)
     top, bottom = min(a[-2] for a in p.positions), max(a[-2] for a in p.positions)
-    spread = size // GROUP
-    groups = spread + right - left
-    if groups > 2 * spread:
+    groups = GROUP + right - left
+    if groups > 2 * GROUP:
         return None
-    lefts = starts_of(columns, size)
+    lefts = starts_of(columns, SEGMENT)
     pieces = evenly(len(lefts), SIDE_BY_SIDE)
     rows, pitch = down + bottom - top, groups * GROUP
     outer = sorted({a[:-2] for a in p.positions})
@@ -75,7 +64,7 @@ def segment_strips(p: Places, size: int, down: int, elements: int) -> Strips | N
                     line = sum(t * s for t, s in zip(tap, strides)) + (top + row) * strides[-2] + left
                     for number, one in enumerate(apart):
                         place = number * elements * span + base[tap] + row * pitch
-                        runs.append((line + one, place, size + right - left))
+                        runs.append((line + one, place, SEGMENT + right - left))
                 of_pieces[apart] = begin, len(runs)
             begin = len(tiles)
             for number, one in enumerate(here):
@@ -85,7 +74,7 @@ def segment_strips(p: Places, size: int, down: int, elements: int) -> Strips | N
             offset = plane + above * strides[-2] + here[0]
             strips.append((first_run, end_run, begin, len(tiles), offset))
             packed += (end_run - first_run) * groups * GROUP
-    reads = tuple(row * pitch + at for row in range(down) for at in range(0, size, p.lanes))
+    reads = tuple(row * pitch + at for row in range(down) for at in range(0, SEGMENT, p.lanes))
     writes = tuple(tuple(row * c[-2] for c in p.columns) for row in range(down))
     return Strips(
         np.array(runs, np.int32),
@@ -98,5 +87,6 @@ def segment_strips(p: Places, size: int, down: int, elements: int) -> Strips | N
         p.lanes,
         False,
         packed,
-        Segments(size, groups, pieces, reads, writes),
+        Segments(groups, reads, writes),
+        pieces,
     )

@@ -17,47 +17,10 @@ import numpy as np
 
 from coresident.graph.operators.windows import Window
 from coresident.kernels.layout import Layout
+from coresident.kernels.spread import Segments, starts_of
 
 ALIGNMENT = 16
 """Pixels of a cache line of quads."""
-
-GROUP = 8
-"""Lanes of a group of a segment: half a cache line."""
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Tiles of segments, whose lanes are not neighbouring pixels (`integer_segments.py`).
-
-    Args:
-        size: pixels of a segment.
-        groups: that a segment is packed in, with those that kernels read beyond it.
-        pieces: tiles side by side in a strip, packed one after another, each with all its channels.
-        reads: packed pixels from a tile's first to each of its vectors.
-        writes: of each segment, elements from a tile's first pixel to the segment's, in the output and in
-            each further operand of its shape.
-    """
-
-    size: int
-    groups: int
-    pieces: int
-    reads: tuple[int, ...]
-    writes: tuple[tuple[int, ...], ...]
-
-    @property
-    def spread(self) -> int:
-        """Pixels from one lane to the next."""
-        return self.size // GROUP
-
-
-def spread_out(size: int) -> list[int]:
-    """Of each lane of a segment in turn, group after group, which pixel it holds."""
-    return [lane % GROUP * (size // GROUP) + lane // GROUP for lane in range(size)]
-
-
-def brought_together(size: int) -> list[int]:
-    """Of each pixel of a segment, which lane holds it."""
-    return [pixel % (size // GROUP) * GROUP + pixel // (size // GROUP) for pixel in range(size)]
 
 
 @dataclass(frozen=True)
@@ -79,6 +42,7 @@ class Strips:
         flat: whether tiles cross row ends.
         packed: pixels packed of a channel, over all strips.
         segments: of tiles that consist of such; lanes are neighbouring pixels otherwise.
+        pieces: tiles side by side that are packed one after another, each with all its channels.
     """
 
     runs: np.ndarray
@@ -92,6 +56,7 @@ class Strips:
     flat: bool
     packed: int
     segments: Segments | None = None
+    pieces: int = 1
 
     @property
     def sizes(self) -> list[int]:
@@ -156,11 +121,6 @@ class Places:
 def odd_lines(pixels: int) -> int:
     """Planes of quads that do not all begin in the same cache set."""
     return (-(-pixels // ALIGNMENT) | 1) * ALIGNMENT
-
-
-def starts_of(length: int, width: int) -> list[int]:
-    """Where tiles of a width begin in a run; the last one overlaps the one before rather than the end."""
-    return [min(at, max(length - width, 0)) for at in range(0, max(length, 1), width)]
 
 
 def evenly(count: int, most: int) -> int:
