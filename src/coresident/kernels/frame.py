@@ -11,6 +11,7 @@ from coresident.codegen.types import F32, I32, I64, Type
 from coresident.kernels.epilogue import Epilogue, Output
 from coresident.kernels.geometry import Geometry, Tiles, border_mask, segments
 from coresident.kernels.lowering import Operand, Plan, Tensor
+from coresident.kernels.spread import SEGMENT, Segments, transposed
 from coresident.kernels.tiling import Cut, Part
 
 
@@ -48,6 +49,7 @@ class Here:
         offsets: elements from pixel 0 to the tile's first, in y and in each tensor of the epilogue.
         vectors: of the tile.
         last: pixels of its last vector to be written.
+        segments: that the tile consists of; its lanes are neighbouring pixels otherwise.
     """
 
     x: Value
@@ -55,6 +57,14 @@ class Here:
     offsets: Sequence[Value]
     vectors: int
     last: int
+    segments: Segments | None = None
+
+    def pieces(self, lanes: int) -> list[tuple[int, Sequence[Value]]]:
+        """What of the tile lies side by side: vectors, and their offsets."""
+        if self.segments is None:
+            return [(self.vectors, self.offsets)]
+        size = SEGMENT // lanes
+        return [(size, [o + by for o, by in zip(self.offsets, moved)]) for moved in self.segments.writes]
 
 
 @dataclass(frozen=True)
@@ -254,7 +264,8 @@ class Sums:
                 output.prefetch_merged(f, row, here.vectors, here.offsets)
             return
         for channel in self.channels:
-            output.prefetch(f, channel, here.vectors, here.offsets)
+            for size, offsets in here.pieces(self.frame.vector.lanes):
+                output.prefetch(f, channel, size, offsets)
 
     def finish(self, totals: Sequence[Sequence[Value]]) -> None:
         """Store the results, or let the sums wait for the next block."""
@@ -267,7 +278,11 @@ class Sums:
                     output.store_merged(f, self.channels[r], totals[r : r + 2], here.offsets, here.last)
                 return
             for channel, row in zip(self.channels, totals):
-                output.store(f, channel, row, here.offsets, here.last)
+                for i, (size, offsets) in enumerate(here.pieces(self.frame.vector.lanes)):
+                    piece = row[i * size : (i + 1) * size]
+                    if here.segments is not None:
+                        piece = transposed(f, piece)
+                    output.store(f, channel, piece, offsets, here.last)
 
         if self.blocks == 1:
             store()

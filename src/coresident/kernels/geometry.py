@@ -72,6 +72,7 @@ class Geometry:
         strides: elements between neighbouring output pixels, one a spatial dimension.
         copied: bytes moved to make the source from the input; 0 if it is the input.
         prepare: emits that copy: to be called once by who reads the source.
+        positions: of each tap in the input, relative to the output pixel; none where the source is a copy.
     """
 
     source: Tensor
@@ -81,6 +82,7 @@ class Geometry:
     strides: tuple[int, ...]
     copied: int = 0
     prepare: Callable[[], None] = lambda: None
+    positions: tuple[tuple[int, ...], ...] = ()
 
     @property
     def step(self) -> int:
@@ -103,12 +105,13 @@ def in_place(node: Node, plan: Plan) -> Geometry:
     w = window(node, plan.graph)
     x = plan.planar(node.inputs[0], halo(node, plan.graph))
     strides = x.layout.strides[2:]
-    taps = tuple(
-        sum((i * d - begin) * s for i, d, begin, s in zip(position, w.dilations, w.pads_begin, strides))
+    positions = tuple(
+        tuple(i * d - begin for i, d, begin in zip(position, w.dilations, w.pads_begin))
         for position in itertools.product(*map(range, w.kernel))
     )
+    taps = tuple(sum(a * s for a, s in zip(position, strides)) for position in positions)
     steps = tuple(s * t for s, t in zip(strides, w.strides))
-    return Geometry(x, taps, x.layout.strides[0], x.layout.strides[1], steps)
+    return Geometry(x, taps, x.layout.strides[0], x.layout.strides[1], steps, positions=positions)
 
 
 def by_phase(node: Node, plan: Plan) -> Geometry:

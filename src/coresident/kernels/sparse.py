@@ -16,6 +16,7 @@ fill L1 three times over), and two rows abreast whose sums wait for each other's
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +35,16 @@ from coresident.kernels.geometry import (
     tiles,
 )
 from coresident.kernels.lowering import Plan, Tensor
+from coresident.kernels.sparse_segments import PACKING, Packing
+from coresident.kernels.sparse_segments import cut as cut_segments
+from coresident.kernels.spread import SEGMENT
 from coresident.kernels.tiling import Cut
 
 MARGIN = 1.1
 """Measured over modelled cycles, relative to the dense kernel's (`bench/break_even.py`)."""
+
+SEGMENT_L1 = 1.25
+"""Of the part of L1 that a tile's activations may fill: those that are packed."""
 
 UNROLL = 4
 """Nonzeros in one round of the inner loop, a power of two."""
@@ -52,16 +59,28 @@ class Choice:
         shared: output channels that share a pattern.
         block: input channels in a block.
         cycles: as the cost model says.
+        packing: of tiles of segments.
     """
 
     tiles: Tiles
     shared: int
     block: int
     cycles: float
+    packing: Packing | None = None
 
     def __str__(self) -> str:
         flat = ", flat" if self.tiles.flat else ""
-        return f"{self.tiles.vectors} vectors x {self.shared} channels, blocks of {self.block}{flat}"
+        segments = " of segments" if self.packing is not None else ""
+        vectors = f"{self.tiles.vectors} vectors{segments}"
+        return f"{vectors} x {self.shared} channels, blocks of {self.block}{flat}"
+
+    def offsets(self, inputs: int, g: Geometry) -> np.ndarray[Any, Any]:
+        """[inputs, taps] bytes from an output pixel to what a channel's tap reads: of the planes, or of the
+        packed channels of a block."""
+        channels, taps, stride = np.arange(inputs), g.taps, g.channel_stride
+        if self.packing is not None:
+            channels, taps, stride = channels % self.block, self.packing.taps, self.packing.span
+        return (4 * (channels[:, None] * stride + np.array(taps)[None, :])).astype(np.int32)
 
 
 def union_counts(nonzero: np.ndarray[Any, Any], shared: int, block: int, taps: int) -> np.ndarray[Any, Any]:
@@ -141,7 +160,51 @@ def choose(
                 if best is None or total < best.cycles:
                     best = Choice(cutting, shared, block, total)
     assert best is not None
-    return best
+    in_segments = _segments(plan, machine, g, shape, out, epilogue, profiles)
+    return min((best, *in_segments), key=lambda choice: choice.cycles)
+
+
+def _segments(
+    plan: Plan,
+    machine: cost.Machine,
+    g: Geometry,
+    shape: Shape,
+    out: Tensor,
+    epilogue: Epilogue,
+    profiles: Mapping[tuple[int, int], tuple[np.ndarray[Any, Any], float]],
+) -> Iterator[Choice]:
+    """Tiles of segments, with one block each that fits L1.
+
+    Args:
+        profiles: of (channels that share a pattern, block): nonzeros of each row, and how many lengths rows
+            have.
+    """
+    lanes, extras = plan.target.lanes(F32), [t.layout for t in epilogue.tensors]
+    for down in range(1, (plan.target.registers - 2) * lanes // SEGMENT + 1):
+        found = cut_segments(g, out.layout, extras, lanes, down)
+        if found is None:
+            return
+        tiles, packing = found
+        for (shared, block), (counts, changes) in profiles.items():
+            block_bytes = 4 * block * packing.span
+            if shared > 1 or block_bytes > machine.l1_bytes * SEGMENT_L1:
+                continue
+            rows, blocks = counts.size, counts.shape[1]
+            one = cost.sparse_rows(
+                machine,
+                tiles.vectors,
+                1,
+                float(counts.sum()) / rows,
+                rows,
+                blocks,
+                changes,
+                len(extras),
+                False,
+                block_bytes,
+                4 * lanes,
+            )
+            one += shape.groups * (PACKING * shape.inputs * len(packing.rows) + 10.0 * shape.outputs * down)
+            yield Choice(tiles, 1, block, tiles.count * shape.batch * MARGIN * one, packing)
 
 
 def _in_rounds(words: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -175,9 +238,7 @@ def pack(weights: np.ndarray[Any, Any], g: Geometry, choice: Choice, work: Cut) 
     """Order and compress the weights [groups, outputs, inputs, taps]."""
     groups, _, inputs, taps = weights.shape
     shared, block = choice.shared, choice.block
-    offsets = (4 * (np.arange(inputs)[:, None] * g.channel_stride + np.array(g.taps)[None, :])).astype(
-        np.int32
-    )
+    offsets = choice.offsets(inputs, g)
     streams: list[np.ndarray[Any, Any]] = []
     rows: list[np.ndarray[Any, Any]] = []
     starts: list[int] = []

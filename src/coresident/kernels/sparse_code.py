@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from coresident.kernels.frame import Frame, Here, Shape, Sums
 from coresident.kernels.geometry import Geometry
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.sparse import UNROLL, Choice, pack
+from coresident.kernels.sparse_segments import Packing
 from coresident.kernels.tiling import cut
 
 
@@ -40,9 +41,22 @@ class _Code:
     starts: Value
     rows: Value
 
+    @property
+    def packed(self) -> int:
+        """Elements of scratch that a packed block takes."""
+        packing = self.choice.packing
+        return 0 if packing is None else self.choice.block * packing.span
+
+    def _reads(self, vector: int) -> int:
+        """Elements from a tile's first to a vector."""
+        packing = self.choice.packing
+        return vector * self.frame.vector.lanes if packing is None else packing.segments.reads[vector]
+
     def tile(self, here: Here) -> None:
         """All rows of the task, block of input channels by block."""
         f, frame = self.frame.function, self.frame
+        if self.choice.packing is not None:
+            here = replace(here, segments=self.choice.packing.segments)
         count = frame.part.end_row - frame.part.first_row
         with f.loop(0, self.blocks) as block:
             position = f.var(f.offset(self.stream, f.load(I64, self.starts, block), I32))
@@ -52,23 +66,43 @@ class _Code:
             left = f.minimum(-following + self.shape.inputs, self.choice.block)
             channels = f.select(last, self.choice.block, left)
             share = -(-self.choice.block // frame.work.most_rows)
+            if self.choice.packing is not None:
+                self._pack(self.choice.packing, here, block)
             with f.loop(0, count) as r:
                 first = r * share
-                frame.prefetch_channels(self.g, here, ahead, first, f.minimum(first + share, channels))
+                self._prefetch(here, ahead, first, f.minimum(first + share, channels))
                 described = f.offset(self.rows, (block * count + r) * 2, I32)
                 channel = f.convert(f.load(I32, described), I64)
                 nonzeros = f.convert(f.load(I32, described, 1), I64)
                 self._row(here, block, channel, nonzeros, position)
 
+    def _pack(self, packing: Packing, here: Here, block: Value) -> None:
+        """Pack the channels of a block."""
+        f, vector = self.frame.function, self.frame.vector
+        first = block * self.choice.block
+        with f.loop(0, f.minimum(-first + self.shape.inputs, self.choice.block)) as c:
+            source = f.offset(here.x, (first + c) * self.g.channel_stride, F32)
+            packing.pack(f, vector, source, f.offset(f["scratch"], c * packing.span, F32))
+
+    def _prefetch(self, here: Here, plane: Value, first: Value, end: Value) -> None:
+        """Ask for what comes next of the channels first..end of the planes at an address."""
+        f, packing = self.frame.function, self.choice.packing
+        if packing is None:
+            self.frame.prefetch_channels(self.g, here, plane, first, end)
+            return
+        with f.loop(first, end) as c:
+            packing.prefetch(f, f.offset(plane, c * self.g.channel_stride, F32))
+
     def _row(self, here: Here, block: Value, channel: Value, nonzeros: Value, position: Variable) -> None:
         """The channels of one row, one block of input channels."""
         f, frame = self.frame.function, self.frame
         place = (channel - frame.part.first_row * self.choice.shared) * (here.vectors * frame.vector.lanes)
-        waiting = f.offset(f["scratch"], place, F32)
+        waiting = f.offset(f["scratch"], place + self.packed, F32)
         channels = [frame.channel_base + channel + s for s in range(self.choice.shared)]
         sums = Sums(frame, here, channels, block, self.blocks, waiting)
         totals = [[f.var(value) for value in row] for row in sums.start()]
-        self._nonzeros(here.x, position, nonzeros, totals)
+        packed = self.choice.packing is not None
+        self._nonzeros(f["scratch"] if packed else here.x, position, nonzeros, totals)
         sums.finish([[total.get() for total in row] for row in totals])
 
     def _nonzeros(
@@ -118,7 +152,7 @@ class _Code:
                 weight = f.shuffle(weights, None, lanes)
                 pixels = f.offset(x, offset)
                 for v, total in enumerate(totals):
-                    total.set(f.fma(f.load(vector, pixels, v * vector.lanes), weight, total.get()))
+                    total.set(f.fma(f.load(vector, pixels, self._reads(v)), weight, total.get()))
 
     def _one(self, x: Value, at: Value, index: int, totals: Sequence[Sequence[Variable]]) -> None:
         """The nonzero `index` places from an address in the stream: one weight for each channel that shares
@@ -133,12 +167,12 @@ class _Code:
         if self.choice.shared <= len(totals[0]):
             weights = [weight(s) for s in range(self.choice.shared)]
             for v in range(len(totals[0])):
-                loaded = f.load(vector, pixels, v * vector.lanes)
+                loaded = f.load(vector, pixels, self._reads(v))
                 for s, one in enumerate(weights):
                     totals[s][v].set(f.fma(loaded, one, totals[s][v].get()))
             return
         # The fewer stay in registers, of which the sums leave hardly any.
-        held = [f.load(vector, pixels, v * vector.lanes) for v in range(len(totals[0]))]
+        held = [f.load(vector, pixels, self._reads(v)) for v in range(len(totals[0]))]
         for s, row in enumerate(totals):
             one = weight(s)
             for loaded, total in zip(held, row):
@@ -182,8 +216,8 @@ def emit(
         f.offset(starts, (frame.group * parts + frame.part.row_part) * blocks, I64),
         f.offset(rows, (frame.group * row_count + frame.part.first_row) * (2 * blocks), I32),
     )
-    if blocks > 1:
-        plan.scratch(work.most_rows * shared * max(t.vectors, t.rest_vectors) * frame.vector.bytes)
+    waiting = work.most_rows * shared * max(t.vectors, t.rest_vectors) * frame.vector.bytes
+    plan.scratch(4 * code.packed + (waiting if blocks > 1 else 0))
     frame.each_tile(code.tile)
     operands = [
         *frames.operands(plan, g, t, out, epilogue, plan.constant(bias.astype(np.float32))),
