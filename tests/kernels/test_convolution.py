@@ -4,6 +4,7 @@ differently."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 from support import EMIT_TARGETS, HOST, RUN_TARGETS, TARGETS, WIDTHS, check_node, few, graph_of, run_graph
 
+from coresident.codegen.types import F32
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Fact, Node
 from coresident.graph.operator import evaluate
-from coresident.kernels import panel
+from coresident.kernels import panel, sparse
 from coresident.schedule.planner import Planner
 
 SIZES = (1, 2, 5, 7, 8, 9, 13, 15, 16, 17, 31, 33)
@@ -215,6 +217,55 @@ def test_lanes_of_dense_kernels(seed: int, target: str) -> None:
     (got,) = run_graph(graph, feeds, (RUN_TARGETS | WIDTHS)[target], 1 + seed % 2)
     want = evaluate(graph, feeds)["z"]
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * max(float(np.abs(want).max()), 1e-30))
+
+
+def _in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have sparse convolutions take tiles of segments, whatever they cost."""
+    segments = sparse._segments
+
+    def forced(*arguments: Any) -> Iterator[sparse.Choice]:
+        for choice in segments(*arguments):
+            yield replace(choice, cycles=choice.cycles * 1e-9)
+
+    monkeypatch.setattr(sparse, "_segments", forced)
+
+
+SEGMENTED = [name for name in (*TARGETS, *WIDTHS) if (RUN_TARGETS | WIDTHS)[name].lanes(F32) == 16]
+
+
+@pytest.mark.parametrize("target", SEGMENTED)
+@pytest.mark.parametrize("seed", few(range(6000, 6040), 12))
+def test_segments_of_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of any length, blocks of input channels and residuals; a last tile overlaps the one before."""
+    _in_segments(monkeypatch)
+    rng = np.random.default_rng(seed)
+    rank = int(rng.choice([2, 2, 3]))
+    kernel = (*(int(k) for k in rng.choice([1, 2, 3], rank - 1)), int(rng.choice([2, 3, 5])))
+    spatial = (
+        *(int(s) for s in rng.integers(5, 12 if rank == 2 else 7, rank - 1)),
+        int(rng.integers(72, 200)),
+    )
+    pads = tuple(int(p) for p in rng.integers(0, 3, 2 * rank))
+    dilations = tuple(int(d) for d in rng.choice([1, 1, 2], rank))
+    group, density = int(rng.choice([1, 1, 2])), float(rng.choice([0.05, 0.2, 0.5]))
+    inputs, outputs = group * int(rng.integers(2, 50)), group * int(rng.integers(1, 20))
+    case = Case(2, inputs, outputs, spatial, kernel, (1,) * rank, pads, dilations, group, density)
+    node, feeds, constants = case.feeds(seed)
+    if rng.random() < 0.5:
+        y = evaluate(graph_of([node], feeds, ["y"], constants), feeds)["y"]
+        feeds["r"] = rng.standard_normal(y.shape, dtype=np.float32)
+        tail = Expression(2, (Apply("Add", (0, 1)), Apply("Relu", (2,))))
+        node = replace(node, inputs=(*node.inputs, "r"), attributes={**node.attributes, "epilogue": tail})
+    check_node(node, feeds, constants, target=target, threads=1 + seed % 2)
+
+
+@pytest.mark.parametrize("target", SEGMENTED)
+def test_segments_are_taken(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _in_segments(monkeypatch)
+    case = Case(1, 40, 8, (9, 100), (3, 3), (1, 1), (1,) * 4, (1, 1), density=0.1)
+    node, feeds, constants = case.feeds(0)
+    program = Planner(graph_of([node], feeds, ["y"], constants), (RUN_TARGETS | WIDTHS)[target], 1).program()
+    assert any("segments" in str(step.info.get("tile")) for step in program.steps)
 
 
 @pytest.mark.parametrize("density", [0.1, 1.0])

@@ -31,6 +31,10 @@ from coresident.kernels.vectors import load_first, pieces, share, store_first, u
 Array = np.ndarray[Any, Any]
 
 
+ROWS_AHEAD = 2
+"""Output rows whose input is asked for in advance."""
+
+
 @dataclass(frozen=True)
 class Pool:
     """What is computed over each window.
@@ -246,6 +250,18 @@ class _Emitter:
 
         nest(0, px)
 
+    def ask(self, row: Value, column: Value, vectors: int) -> None:
+        """Ask L2 for what will be read below so many vectors of an input row, if the input comes from beyond.
+
+        Rows are shorter than pages, where hardware prefetchers start anew.
+        """
+        if self.p.outer == 0 or self.x.layout.elements * self.stored.bytes <= self.f.target.l2_bytes:
+            return
+        below = ROWS_AHEAD * self.p.window.strides[-2] * self.x.layout.strides[-2]
+        place = self.f.offset(row, column + below, self.stored)
+        for line in range(0, vectors * self.lanes * self.stored.bytes, 64):
+            self.f.prefetch(place, line, near=False)
+
     def load(self, row: Value, column: Value | int, count: int) -> Value:
         """A vector of the input with `count` columns that matter."""
         whole = count >= self.lanes or self.x.layout.slack >= self.lanes
@@ -305,6 +321,7 @@ class _Pairs(_Emitter):
         totals = [(f.var(p.neutral, self.full), f.var(p.neutral, self.full)) for _ in counts]
 
         def add(row: Value) -> None:
+            self.ask(row, column * 2, 2 * len(counts))
             for v, (valid, (low, high)) in enumerate(zip(counts, totals)):
                 at = column * 2 + 2 * v * lanes
                 self.combine_into(low, self.load(row, at, min(2 * valid, lanes)))

@@ -80,7 +80,8 @@ class Choice:
         channels, taps, stride = np.arange(inputs), g.taps, g.channel_stride
         if self.packing is not None:
             channels, taps, stride = channels % self.block, self.packing.taps, self.packing.span
-        return (4 * (channels[:, None] * stride + np.array(taps)[None, :])).astype(np.int32)
+        offsets: np.ndarray[Any, Any] = 4 * (channels[:, None] * stride + np.array(taps)[None, :])
+        return offsets.astype(np.int32)
 
 
 def union_counts(nonzero: np.ndarray[Any, Any], shared: int, block: int, taps: int) -> np.ndarray[Any, Any]:

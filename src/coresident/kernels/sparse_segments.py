@@ -18,8 +18,9 @@ from coresident.kernels.geometry import Geometry, Tiles
 from coresident.kernels.layout import Layout
 from coresident.kernels.spread import GROUP, SEGMENT, Segments, starts_of, transposed
 
-PACKING = 16.0
-"""Cycles to pack a channel's segment of one row."""
+PACKING = 36.0
+"""Cycles to pack a channel's segment of one row, most of them for lines from L2 and L3 (shuffles alone take
+14)."""
 
 
 @dataclass(frozen=True)
