@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from coresident.graph.graph import Node
-from coresident.kernels import cost, dense, dense_code, panel, panel_code, sparse, sparse_code
+from coresident.kernels import (
+    cost,
+    dense,
+    dense_code,
+    panel,
+    panel_code,
+    sparse,
+    sparse_code,
+    winograd,
+    winograd_code,
+)
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import Geometry
@@ -43,6 +53,9 @@ def _dense(
     if g.step == 1:
         pixels = dense.choose(plan, g, shape, out, epilogue)
         yield pixels.cycles, partial(dense_code.emit, plan, g, shape, pixels)
+        tiles = winograd.choose(plan, g, shape, out, epilogue)
+        if tiles is not None:
+            yield tiles.cycles, partial(winograd_code.emit, plan, g, shape, tiles)
     channels = panel.choose(plan, g, shape, out, epilogue)
     if channels is not None:
         yield channels.cycles, partial(panel_code.emit, plan, g, shape, channels)

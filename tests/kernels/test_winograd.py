@@ -1,0 +1,118 @@
+"""Winograd's filtering against the reference: its matrices, shapes around tiles, epilogues, rounding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from support import EMIT_TARGETS, TARGETS, WIDTHS, check_node, few, graph_of, run_graph
+
+from coresident.graph.expression import Apply, Expression
+from coresident.graph.graph import Node
+from coresident.graph.operator import evaluate
+from coresident.kernels import winograd
+from coresident.schedule.planner import Planner
+
+Array = np.ndarray[Any, Any]
+LANES = (*TARGETS, *WIDTHS)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[winograd.Choice]:
+    """Have all convolutions that can be filtered so be; the choices made."""
+    choose, found = winograd.choose, []
+
+    def forced(*arguments: Any) -> winograd.Choice | None:
+        choice = choose(*arguments)
+        if choice is None:
+            return None
+        found.append(replace(choice, cycles=choice.cycles * 1e-9))
+        return found[-1]
+
+    monkeypatch.setattr(winograd, "choose", forced)
+    return found
+
+
+def _case(
+    rng: np.random.Generator, spatial: tuple[int, ...], pad: int, group: int = 1
+) -> tuple[Node, dict[str, Array], dict[str, Array]]:
+    inputs, outputs = group * int(rng.integers(1, 40)), group * int(rng.integers(1, 40))
+    kernel = (*(int(k) for k in rng.integers(1, 4, len(spatial) - 2)), 3, 3)
+    attributes = {"kernel_shape": kernel, "pads": (pad,) * 2 * len(spatial), "group": group}
+    x = rng.standard_normal((int(rng.integers(1, 3)), inputs, *spatial), dtype=np.float32)
+    w = rng.standard_normal((outputs, inputs // group, *kernel)).astype(np.float32)
+    constants = {"w": w, "b": rng.standard_normal(outputs).astype(np.float32)}
+    return Node("Conv", ("x", "w", "b"), ("y",), attributes, "conv"), {"x": x}, constants
+
+
+def test_matrices_filter_exactly() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(-9, 10, (winograd.WINDOW, winograd.WINDOW)).astype(float)
+    w = rng.integers(-9, 10, (3, 3)).astype(float)
+    spread = (winograd.KERNEL @ w @ winograd.KERNEL.T) * (winograd.INPUT @ x @ winograd.INPUT.T)
+    wanted = [[(x[i : i + 3, j : j + 3] * w).sum() for j in range(4)] for i in range(4)]
+    np.testing.assert_allclose(winograd.OUTPUT @ spread @ winograd.OUTPUT.T, wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("target", LANES)
+@pytest.mark.parametrize("seed", few(range(60), 16))
+def test_random_convolutions(seed: int, target: str, taken: list[winograd.Choice]) -> None:
+    """Rows shorter and longer than a strip, the last tiles overlapping, grouped and of three dimensions."""
+    rng = np.random.default_rng(seed)
+    sizes = (6, 7, 8, 9, 14, 15, 16, 17, 28, 31, 33, 56, 64, 65, 130)
+    depth = tuple(int(s) for s in rng.integers(3, 6, int(rng.random() < 0.3)))
+    spatial = (*depth, int(rng.choice(sizes[:9])), int(rng.choice(sizes)))
+    node, feeds, constants = _case(rng, spatial, int(rng.integers(0, 3)), int(rng.choice([1, 1, 1, 2])))
+    check_node(node, feeds, constants, target=target, threads=1 + seed % 2)
+    assert taken
+
+
+@pytest.mark.parametrize("target", LANES)
+@pytest.mark.parametrize("width", [13, 30, 70])
+def test_residuals(width: int, target: str, taken: list[winograd.Choice]) -> None:
+    rng = np.random.default_rng(width)
+    node, feeds, constants = _case(rng, (11, width), 1)
+    y = evaluate(graph_of([node], feeds, ["y"], constants), feeds)["y"]
+    feeds["r"] = rng.standard_normal(y.shape, dtype=np.float32)
+    tail = Expression(2, (Apply("Add", (0, 1)), Apply("Relu", (2,))))
+    node = replace(node, inputs=(*node.inputs, "r"), attributes={**node.attributes, "epilogue": tail})
+    check_node(node, feeds, constants, target=target, threads=2)
+    assert taken
+
+
+def test_rounding_is_a_few_times_that_of_a_direct_convolution(taken: list[winograd.Choice]) -> None:
+    rng = np.random.default_rng(1)
+    x = np.maximum(rng.standard_normal((1, 256, 28, 28), dtype=np.float32), 0)
+    w = (rng.standard_normal((16, 256, 3, 3)) / 48).astype(np.float32)
+    node = Node("Conv", ("x", "w"), ("y",), {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1)}, "conv")
+    (got,) = run_graph(graph_of([node], {"x": x}, ["y"], {"w": w}), {"x": x})
+    exact = {name: array.astype(np.float64) for name, array in (("x", x), ("w", w))}
+    wanted = evaluate(graph_of([node], {"x": exact["x"]}, ["y"], {"w": exact["w"]}), {"x": exact["x"]})["y"]
+    assert taken
+    assert np.abs(got - wanted).max() < 6e-6 * np.abs(wanted).max()
+
+
+def test_what_lies_beside_short_rows_does_not_reach_results(taken: list[winograd.Choice]) -> None:
+    """The rows of a picture stand between those of another: one with numbers that are not finite."""
+    rng = np.random.default_rng(2)
+    node, feeds, constants = _case(rng, (13, 14), 1)
+    x = np.concatenate([feeds["x"][:1], np.full_like(feeds["x"][:1], np.inf)])
+    (got,) = run_graph(graph_of([node], {"x": x}, ["y"], constants), {"x": x})
+    assert taken
+    assert np.isfinite(got[0]).all()
+
+
+@pytest.mark.parametrize("target", EMIT_TARGETS)
+def test_code_is_made_for_other_targets(target: str, taken: list[winograd.Choice]) -> None:
+    node, feeds, constants = _case(np.random.default_rng(3), (14, 30), 1)
+    Planner(graph_of([node], feeds, ["y"], constants), EMIT_TARGETS[target], 2).program()
+
+
+def test_other_windows_are_left_alone(taken: list[winograd.Choice]) -> None:
+    rng = np.random.default_rng(4)
+    for attributes in ({"strides": (2, 2)}, {"dilations": (2, 2)}, {"strides": (2, 1)}):
+        node, feeds, constants = _case(rng, (17, 20), 1)
+        check_node(replace(node, attributes={**node.attributes, **attributes}), feeds, constants)
+    assert not taken
