@@ -95,7 +95,8 @@ def choose(
                 if weights > machine.cache:
                     total = max(total, cutting.count * weights / machine.l3_bytes)
                 total *= shape.batch * shape.groups
-                if best is None or total < best.cycles:
+                # Equal otherwise: the larger group is read as fewer streams.
+                if best is None or total <= best.cycles:
                     best = Choice(cutting, group, groups, rest_groups, block, total)
     assert best is not None
     return best
