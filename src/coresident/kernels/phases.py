@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from coresident.codegen.builder import Function, Value, kernel, word
-from coresident.codegen.types import F32, I64
+from coresident.codegen.types import F32, I32, I64
 from coresident.graph.operators.windows import Window
 from coresident.kernels.arguments import element_0, operand
 from coresident.kernels.layout import Layout
@@ -154,34 +154,32 @@ def _row(
     step = x.layout.strides[-1]
     zero = f.constant(0.0, vector)
     (pointer_in, at_in), (pointer_out, at_out) = source, target
-    # Lanes o with 0 <= o * stride + first < size can be copied.
+    # Lanes o with 0 <= o * stride + first < size are copied.
     first = phase + low * stride
+
+    lane = f.indices(I32.by(lanes))
+
+    def pixels(begin: Value) -> Value:
+        """A vector of the source's row from some pixel on; zeros outside it."""
+        at = lane + f.splat(f.convert(begin, I32), lane.type)
+        return f.load_masked(vector, pointer_in, at_in + begin, (at >= 0) & (at < size))
 
     def copy() -> None:
         with f.loop(0, width, lanes) as o:
             begin = o * stride + first
-            easy = (begin >= 0) & (begin + (stride * lanes) <= size)
-            whole = f.var(zero)
-            with f.either(easy) as otherwise:
-                if step == 1 and stride == 2:
-                    a = f.load(vector, pointer_in, at_in + begin)
-                    b = f.load(vector, pointer_in, at_in + begin + lanes)
-                    whole.set(f.shuffle(a, b, range(0, 2 * lanes, 2)))
-                else:
-                    value = zero
-                    for lane in range(lanes):
-                        value = f.insert(
-                            value, f.load(F32, pointer_in, at_in + (begin + lane * stride) * step), lane
-                        )
-                    whole.set(value)
-                with otherwise():
-                    for lane in range(lanes):
-                        at = begin + lane * stride
-                        with f.when((at >= 0) & (at < size)):
-                            whole.set(f.insert(whole.get(), f.load(F32, pointer_in, at_in + at * step), lane))
+            if step == 1 and stride == 2:
+                pair = pixels(begin), pixels(begin + lanes)
+                whole = f.shuffle(*pair, range(0, 2 * lanes, 2))
+            else:
+                value = f.var(zero)
+                for i in range(lanes):
+                    at = begin + i * stride
+                    with f.when((at >= 0) & (at < size)):
+                        value.set(f.insert(value.get(), f.load(F32, pointer_in, at_in + at * step), i))
+                whole = value.get()
             # The row may be overshot: the next row, or the plane's slack, is written after it by the same
             # task.
-            f.store(whole.get(), pointer_out, at_out + o)
+            f.store(whole, pointer_out, at_out + o)
 
     if inside is None:
         copy()
