@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from coresident.graph.operators.windows import Window
 from coresident.kernels.arguments import element_0, operand
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Plan, Tensor
+from coresident.kernels.vectors import pieces, share
 
 
 @dataclass(frozen=True)
@@ -98,20 +100,14 @@ def _emit(
     kept: Sequence[tuple[int, ...]],
     low: Sequence[int],
 ) -> None:
-    """One task a plane of one phase: rows outside the picture become zeros, others every stride-th pixel."""
+    """Plane by plane of each phase: rows outside the picture become zeros, others every stride-th pixel."""
     n, c, count = y.shape[:3]
     rank = len(strides)
     table = np.array([[*phase] for phase in kept], np.int64)
     function = kernel(plan.target, "phase_split")
     source, target, phases = element_0(function, 0, x), element_0(function, 1, y), word(function, 2)
-    task = function["task"]
-    which, plane = task % count, task / count
-    channel, batch = plane % c, plane / c
-    base_in = batch * x.layout.strides[0] + channel * x.layout.strides[1]
-    base_out = batch * y.layout.strides[0] + channel * y.layout.strides[1] + which * y.layout.strides[2]
-    phase = [function.load(I64, phases, which * rank + d) for d in range(rank)]
 
-    def rows(d: int, at_in: Value, at_out: Value, inside: Value | None) -> None:
+    def rows(d: int, phase: Sequence[Value], at_in: Value, at_out: Value, inside: Value | None) -> None:
         if d == rank - 1:
             _row(function, x, y, strides[d], low[d], (source, at_in), (target, at_out), phase[d], inside)
             return
@@ -120,17 +116,28 @@ def _emit(
             good = (row >= 0) & (row < x.shape[2 + d])
             rows(
                 d + 1,
+                phase,
                 at_in + row * x.layout.strides[2 + d],
                 at_out + o * y.layout.strides[3 + d],
                 good if inside is None else inside & good,
             )
 
-    rows(0, base_in, base_out, None)
+    units = n * c * count
+    vectors = math.prod(y.shape[3:-1]) * -(-y.shape[-1] // plan.target.lanes(F32))
+    tasks = pieces(plan.threads, units, 8.0 * units * vectors)
+    first, end = share(function, units, tasks) if tasks else (function.constant(0, I64),) * 2
+    with function.loop(first, end) as unit:
+        which, plane = unit % count, unit / count
+        channel, batch = plane % c, plane / c
+        base_in = batch * x.layout.strides[0] + channel * x.layout.strides[1]
+        base_out = batch * y.layout.strides[0] + channel * y.layout.strides[1] + which * y.layout.strides[2]
+        phase = [function.load(I64, phases, which * rank + d) for d in range(rank)]
+        rows(0, phase, base_in, base_out, None)
     bytes_moved = 4 * (y.layout.elements + x.layout.elements)
     plan.step(
         function,
         [operand(x), operand(y), plan.constant(table)],
-        tasks=n * c * count,
+        tasks=tasks,
         reads=[x],
         writes=[y],
         info={"op": "Copy", "kernel": f"phase split by {'x'.join(map(str, strides))}", "bytes": bytes_moved},
