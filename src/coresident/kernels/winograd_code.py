@@ -263,6 +263,13 @@ def emit(
         plan.constant(packed),
         plan.constant(np.array(choice.outer, np.int32)),
     ]
-    details = {**info, "kernel": "winograd", "tile": str(choice), "estimated_cycles": choice.cycles}
+    products = POSITIONS * strips.count * code.lanes * code.channels * shape.outputs
+    details = {
+        **info,
+        "kernel": "winograd",
+        "tile": str(choice),
+        "products": products * shape.batch * shape.groups,
+        "estimated_cycles": choice.cycles,
+    }
     reads = [g.source, *epilogue.tensors]
     plan.step(f, operands, work.tasks, reads=reads, writes=[out], barrier=barrier, info=details)

@@ -33,7 +33,8 @@ class Layer:
         nonzero_macs: those with weights that are not zero.
         bytes: of activations, weights and results, each counted once.
         estimated_cycles: what the cost model expects of one core; None where it was not asked.
-        peak_share: nonzero multiply-adds a second, as a share of the peak of all threads.
+        peak_share: nonzero multiply-adds a second, as a share of the peak of all threads; over 1 where a
+            kernel makes do with fewer multiplications.
         bound: the ceiling that is nearest, and the level that it is about.
         bound_seconds: what that ceiling allows at best.
         why: reasons why it is not sparse, not fused or slow.
@@ -103,8 +104,9 @@ def _layer(index: int, info: dict[str, Any], seconds: float, share: float, peak:
     macs = int(info.get("macs", 0))
     nonzero = int(info.get("nonzero_macs", macs))
     size = int(info.get("bytes", 0))
+    products = int(info.get("products", nonzero))
     bound = max(
-        _ceilings(nonzero, size, int(info.get("shared", 0)), peak), key=lambda ceiling: ceiling.seconds
+        _ceilings(products, size, int(info.get("shared", 0)), peak), key=lambda ceiling: ceiling.seconds
     )
     why = [str(reason) for reason in info.get("why", ())]
     if share >= NEGLIGIBLE and bound.seconds > 0 and seconds > OVERHEAD * bound.seconds:
