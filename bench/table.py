@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import onnx
 from support import feeds_of, print_markdown
 
 import coresident
@@ -60,8 +62,27 @@ def engine(text: str) -> tuple[str, str]:
     return name, python
 
 
+def with_batch(path: Path, batch: int, folder: Path) -> Path:
+    """A copy of a model for another batch."""
+    model = onnx.load(path)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    # Sizes between are those of the batch that it was written for.
+    del model.graph.value_info[:]
+    copy = folder / path.name
+    onnx.save(model, copy)
+    return copy
+
+
 def measure(path: Path, engines: dict[str, str], options: argparse.Namespace) -> dict[str, Result]:
     """All engines on one model."""
+    if options.batch > 1:
+        with tempfile.TemporaryDirectory() as folder:
+            return _measure(with_batch(path, options.batch, Path(folder)), engines, options)
+    return _measure(path, engines, options)
+
+
+def _measure(path: Path, engines: dict[str, str], options: argparse.Namespace) -> dict[str, Result]:
     with coresident.Session(path, threads=options.threads) as session:
         feeds = feeds_of(session)
     turns = {name: Turn(name, path, python) for name, python in engines.items()}
@@ -120,6 +141,7 @@ def main() -> int:
         "models", nargs="*", default=MODELS, metavar="MODEL", help=f"default: {' '.join(MODELS)}"
     )
     parser.add_argument("--threads", type=positive, default=cpu.usable_cores().count)
+    parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--seconds", type=duration, default=1.0)
     parser.add_argument("--engine", type=engine, action="append", default=[], metavar="NAME[=PYTHON]")
@@ -127,7 +149,7 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the ratios as bars (needs matplotlib)")
     options = parser.parse_args()
     engines = {OURS: "", **dict.fromkeys(PEERS, ""), **dict(options.engine)}
-    print(f"{cpu.model_name()}, {options.threads} threads, batch 1; milliseconds\n")
+    print(f"{cpu.model_name()}, {options.threads} threads, batch {options.batch}; milliseconds\n")
     figures: dict[str, Any] = {}
     sound = True
     rows = []
