@@ -24,7 +24,7 @@ from coresident.passes import fuse_epilogue, pipeline
 from coresident.runtime import artifact, cpu
 from coresident.runtime.artifact import Artifact
 from coresident.runtime.kernels import Kernels
-from coresident.runtime.program import Program
+from coresident.runtime.program import Pictures, Program
 from coresident.schedule.planner import Planner
 
 
@@ -253,12 +253,68 @@ def compile(
         ResourceError: there is not enough memory.
     """
     graph = bind(model.graph, shapes, values)
+    name = model.path.name if model.path else ""
     try:
-        return compile_graph(graph, options, model.path.name if model.path else "")
+        return _by_pictures(model, graph, options, values or {}, name) or compile_graph(graph, options, name)
     except (ModelError, ResourceError) as error:
         raise error.at(file=model.path) from error.__cause__
     except MemoryError as error:
         raise ResourceError(f"no memory to compile the model: {error}", file=model.path) from error
+
+
+UNEVEN = 1.15
+"""How much longer threads may take that get whole pictures of a batch, for one that is left over."""
+WORTHWHILE = 4_000_000
+"""Multiply-adds of a picture's convolutions from which on it is handed to a thread by itself."""
+FAR_BYTES, FAR_RATE = 16 << 20, 2.0
+"""Weights beyond so many bytes come from memory for each picture: bytes a cycle that each thread gets."""
+
+
+def _by_pictures(
+    model: Model, graph: Graph, options: Options, values: Mapping[str, Array], name: str
+) -> Program | None:
+    """The program of one picture, for a batch whose pictures do not meet and that threads can share; None
+    otherwise, and where weights take as long to come from memory as they would serve one picture."""
+    shapes = {one: graph.facts[one].sizes for one in graph.inputs}
+    pictures = [one for one in graph.inputs if one not in model.bound and shapes[one]]
+    counts = {shapes[one][0] for one in pictures}
+    count = counts.pop() if len(counts) == 1 else 1
+    rounds = -(-count // options.threads)
+    if count < max(2, options.threads) or rounds * options.threads > UNEVEN * count:
+        return None
+    free = reshaped(model, {one: ("", *shapes[one][1:]) for one in pictures})
+    own = {one: (1, *shape[1:]) if one in pictures else shape for one, shape in shapes.items()}
+    single = bind(free.graph, own, values)
+    if _convolutions(single) < WORTHWHILE:
+        return None
+    found = examined_batch(free, (count, 1), shapes, values, pictures)
+    if found.why or all(axis is None for axis in found.axes):
+        return None
+    program = compile_graph(single, replace(options, threads=1), name)
+    cycles = sum(float(step.info.get("estimated_cycles") or 0.0) for step in program.steps)
+    weights = len(program.constants)
+    counted = any(port.hidden or port.counts for port in program.outputs)
+    if counted or (weights > FAR_BYTES and weights / FAR_RATE > cycles):
+        return None
+    inputs = tuple(i for i, one in enumerate(graph.inputs) if one in pictures)
+    program.info["pictures"] = Pictures(count, inputs, found.axes).record()
+    return program
+
+
+def _convolutions(graph: Graph) -> int:
+    """Multiply-adds of all convolutions; 0 where shapes contradict, which compiling will say."""
+    try:
+        whole = infer(graph)
+    except Error:
+        return 0
+    total = 0
+    for node in whole.nodes:
+        if "Conv" in node.op:
+            weights = whole.fact(node.inputs[3 if node.op == "QLinearConv" else 1])
+            pixels = whole.fact(node.outputs[0])
+            if weights is not None and pixels is not None:
+                total += prod(weights.sizes) * prod(pixels.sizes[2:])
+    return total
 
 
 def compile_file(
@@ -323,7 +379,7 @@ def _to_compile(
         if artifact.is_artifact(model if isinstance(model, bytes) else _head(Path(model))):
             found = artifact.parse(model) if isinstance(model, bytes) else artifact.read(Path(model))
             content = found.model_content()
-            shapes = {port.name: port.shape for port in found.programs[0].inputs}
+            shapes = {port.name: port.shape for port in found.programs[0].ports[0]}
             return replace(load(content, limits), path=path), shapes, content if keep else b""
         if not keep:
             return load(model, limits), {}, b""

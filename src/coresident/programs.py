@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from coresident.runtime.executor import Executor
+from coresident.runtime.pictures import AnyExecutor
 
 Array = np.ndarray[Any, Any]
 Key = TypeVar("Key", bound=Hashable)
@@ -27,13 +27,13 @@ class Programs(Generic[Key]):
     def __init__(self, most: int, memory: int) -> None:
         self._most, self._memory = most, memory
         self._lock = threading.Lock()
-        self._ready: OrderedDict[Key, Executor] = OrderedDict()
+        self._ready: OrderedDict[Key, AnyExecutor] = OrderedDict()
 
     def after_fork(self) -> None:
         """Go on in a child process, where nobody holds the lock."""
         self._lock = threading.Lock()
 
-    def get(self, key: Key) -> Executor | None:
+    def get(self, key: Key) -> AnyExecutor | None:
         """A program, which counts as used now."""
         executor = self._ready.get(key)
         if executor is not None:
@@ -42,7 +42,7 @@ class Programs(Generic[Key]):
                     self._ready.move_to_end(key)
         return executor
 
-    def put(self, key: Key, executor: Executor) -> None:
+    def put(self, key: Key, executor: AnyExecutor) -> None:
         """Keep a program; those not used for longest go if there are too many."""
         with self._lock:
             self._ready[key] = executor
@@ -65,7 +65,7 @@ class Programs(Generic[Key]):
         with self._lock:
             return list(self._ready)
 
-    def executors(self) -> list[Executor]:
+    def executors(self) -> list[AnyExecutor]:
         """All programs."""
         with self._lock:
             return list(self._ready.values())

@@ -16,8 +16,8 @@ from coresident.errors import InputError
 from coresident.limits import DEFAULT, Limits
 from coresident.ports import FreeDimension, ModelMeta, NodeArg, in_order, positions
 from coresident.runtime import artifact, cpu
-from coresident.runtime.executor import Executor
 from coresident.runtime.kernels import Kernels
+from coresident.runtime.pictures import AnyExecutor, executor_of
 from coresident.runtime.program import Program, Step
 from coresident.runtime.streams import Requests, Streams
 from coresident.sizes import FreeSizes
@@ -96,7 +96,7 @@ class Session:
         self._requests = Requests(streams, 4 * streams if requests is None else requests)
         weakref.finalize(self, self._requests.close, wait=False).atexit = False
         self._free: FreeSizes | None = None
-        self._fixed: Executor | None = None
+        self._fixed: AnyExecutor | None = None
         source = Source.of(model)
         if artifact.is_artifact(source.content):
             if treat_zeros_as_dense:
@@ -139,13 +139,14 @@ class Session:
 
     def _ready(self, program: Program) -> None:
         """Set up for the one set of shapes that the model admits."""
-        self._inputs = [NodeArg.of(port) for port in program.inputs]
-        self._outputs = [NodeArg.of(port) for port in program.outputs if not port.hidden]
+        inputs, outputs = program.ports
+        self._inputs = [NodeArg.of(port) for port in inputs]
+        self._outputs = [NodeArg.of(port) for port in outputs if not port.hidden]
         self._dtypes = [np.dtype(one.dtype) for one in self._inputs]
         self._fixed = self._loaded(program)
 
-    def _loaded(self, program: Program) -> Executor:
-        return Executor(program, self._team, host_features(), self.streams)
+    def _loaded(self, program: Program) -> AnyExecutor:
+        return executor_of(program, self._team, host_features(), self.streams)
 
     def get_inputs(self) -> list[NodeArg]:
         """What `run` must be fed."""
@@ -272,7 +273,7 @@ class Session:
     ) -> None:
         self.close()
 
-    def _infer(self, executor: Executor, arrays: Sequence[Array]) -> list[Array]:
+    def _infer(self, executor: AnyExecutor, arrays: Sequence[Array]) -> list[Array]:
         if self.streams == 1:  # the team itself lets one caller in at a time
             return executor.run(arrays)
         stream = self._streams.take()
@@ -284,7 +285,7 @@ class Session:
     def _arrays(self, feeds: Mapping[str, Array]) -> list[Array]:
         return in_order(feeds, self._inputs, self._dtypes)
 
-    def _executor(self, arrays: Sequence[Array]) -> Executor:
+    def _executor(self, arrays: Sequence[Array]) -> AnyExecutor:
         """The program for the shapes of some arrays, compiled now if there is none yet."""
         if self._free is not None:
             return self._free.executor(arrays)

@@ -11,7 +11,7 @@ import numpy as np
 
 from coresident.errors import ResourceError
 from coresident.programs import Programs, pieces, run_in_pieces
-from coresident.runtime.executor import Executor
+from coresident.runtime.pictures import AnyExecutor
 from coresident.runtime.program import Program
 from coresident.runtime.streams import renew_after_fork
 
@@ -63,8 +63,8 @@ class FreeSizes:
         bound: Sequence[int],
         pictures: Sequence[int],
         maker: Maker,
-        load: Callable[[Program], Executor],
-        infer: Callable[[Executor, Sequence[Array]], list[Array]],
+        load: Callable[[Program], AnyExecutor],
+        infer: Callable[[AnyExecutor, Sequence[Array]], list[Array]],
         *,
         programs: int,
         memory: int,
@@ -102,7 +102,7 @@ class FreeSizes:
             executor = self._compiled(binding, arrays)
         return self._infer(executor, arrays)
 
-    def executor(self, arrays: Sequence[Array]) -> Executor:
+    def executor(self, arrays: Sequence[Array]) -> AnyExecutor:
         """The program for the sizes of some arrays, compiled now if there is none yet."""
         binding = self._binding(arrays)
         return self.programs.get(binding) or self._compiled(binding, arrays)
@@ -122,7 +122,7 @@ class FreeSizes:
     def _values(self, arrays: Sequence[Array]) -> dict[str, Array]:
         return {self._inputs[i]: arrays[i].copy() for i in sorted(self.bound)}
 
-    def _compiled(self, binding: Binding, arrays: Sequence[Array]) -> Executor:
+    def _compiled(self, binding: Binding, arrays: Sequence[Array]) -> AnyExecutor:
         with self._lock:
             executor = self.programs.get(binding)
             if executor is None:

@@ -9,7 +9,7 @@ from engines import THREADS, close, ours, run_theirs, theirs
 from support import HOST, RUN_TARGETS
 
 from coresident import compiler
-from coresident.runtime.executor import Executor
+from coresident.runtime.pictures import executor_of
 
 SEED = 41
 NETWORKS = {
@@ -53,5 +53,5 @@ def test_narrower_vectors_agree_with_the_hosts(parts: tuple[str, ...]) -> None:
     shapes = {name: array.shape for name, array in feeds.items()}
     for target in NARROWER:
         program = compiler.compile(model, shapes, compiler.Options(target=target, threads=THREADS))
-        got = Executor(program, THREADS).run([feeds[port.name] for port in program.inputs])
+        got = executor_of(program, THREADS).run([feeds[port.name] for port in program.inputs])
         close(got, ours(*parts).run(None, feeds), f"seed {SEED}, {target.cpu}")

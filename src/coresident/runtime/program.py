@@ -8,8 +8,10 @@ several threads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from coresident.errors import ArtifactError
 
 Word = tuple[Literal["integer", "constant", "arena", "input", "output"], int]
 """One argument: an integer, a byte offset into constants or arena, or the index of an input or output."""
@@ -31,6 +33,41 @@ class Port:
     shape: tuple[int, ...]
     counts: tuple[tuple[int, int], ...] = ()
     hidden: bool = False
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A batch that is run picture by picture.
+
+    Args:
+        count: pictures of the batch.
+        inputs: indices of those whose first dimension they are.
+        axes: of each output, the one along which they lie; None: the same for all.
+    """
+
+    count: int
+    inputs: tuple[int, ...]
+    axes: tuple[int | None, ...]
+
+    @staticmethod
+    def of(content: Any) -> Pictures:
+        """From JSON values.
+
+        Raises:
+            ArtifactError: they are not what `record` gave.
+        """
+        try:
+            count, inputs, axes = content["count"], tuple(content["inputs"]), tuple(content["axes"])
+        except (TypeError, KeyError) as error:
+            raise ArtifactError("what is said of the batch can't be read") from error
+        numbers = (count, *inputs, *(axis for axis in axes if axis is not None))
+        if count < 1 or any(type(number) is not int or number < 0 for number in numbers):
+            raise ArtifactError("what is said of the batch can't be")
+        return Pictures(count, inputs, axes)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"count": self.count, "inputs": list(self.inputs), "axes": list(self.axes)}
 
 
 @dataclass(frozen=True)
@@ -68,7 +105,8 @@ class Program:
         features: CPU features that the code uses, which a machine that loads it must have.
         preparation: steps that are run once, in order, when the memory of a call is made. What they write to
             the arena no step changes.
-        info: about the whole: model name, compile seconds, warnings.
+        info: about the whole: model name, compile seconds, warnings; and of `pictures`, if the program is for
+            one of a batch.
     """
 
     inputs: tuple[Port, ...]
@@ -82,3 +120,34 @@ class Program:
     features: tuple[str, ...]
     preparation: tuple[Step, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pictures(self) -> Pictures | None:
+        """The batch of which the program runs one picture; None if it runs all that it is fed."""
+        content = self.info.get("pictures")
+        if content is None:
+            return None
+        found = Pictures.of(content)
+        if len(found.axes) != len(self.outputs) or max(found.inputs, default=0) >= len(self.inputs):
+            raise ArtifactError("what is said of the batch is of another program")
+        return found
+
+    @property
+    def ports(self) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+        """Inputs and outputs with all pictures of the batch."""
+        batch = self.pictures
+        if batch is None:
+            return self.inputs, self.outputs
+        axes = [0 if i in batch.inputs else None for i in range(len(self.inputs))]
+        return (
+            tuple(_times(port, axis, batch.count) for port, axis in zip(self.inputs, axes)),
+            tuple(_times(port, axis, batch.count) for port, axis in zip(self.outputs, batch.axes)),
+        )
+
+
+def _times(port: Port, axis: int | None, count: int) -> Port:
+    if axis is None:
+        return port
+    if axis >= len(port.shape):
+        raise ArtifactError(f"the port {port.name!r} has no dimension {axis}", shape=port.shape)
+    return replace(port, shape=(*port.shape[:axis], count * port.shape[axis], *port.shape[axis + 1 :]))

@@ -58,7 +58,8 @@ def test_a_module_becomes_the_network_that_it_is() -> None:
 def test_a_module_loses_weights() -> None:
     pictures = _pictures()
     result = sparsify(_module(), pictures, sparsity=0.5, pattern="4block", quantize="none", threads=1)
-    assert result.report.target.reached == pytest.approx(0.5, abs=0.05)
+    # Forms that are no faster here are left out; then others lose more.
+    assert 0.45 <= result.report.target.reached <= 0.75
     assert np.isfinite(_run(result.model, pictures)).all()
 
 
