@@ -13,6 +13,7 @@ from torch import nn  # noqa: E402
 
 from coresident import Session, sparsify  # noqa: E402
 from coresident.errors import InputError, ModelError  # noqa: E402
+from coresident.sparsification import allocation  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +56,12 @@ def test_a_module_becomes_the_network_that_it_is() -> None:
     np.testing.assert_allclose(_run(result.model, pictures), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_a_module_loses_weights() -> None:
+def test_a_module_loses_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Which forms are faster than dense ones is the machine's to say, and not what is tested here.
+    monkeypatch.setattr(allocation, "_pays", lambda *_: True)
     pictures = _pictures()
     result = sparsify(_module(), pictures, sparsity=0.5, pattern="4block", quantize="none", threads=1)
-    # Forms that are no faster here are left out; then others lose more.
-    assert 0.45 <= result.report.target.reached <= 0.75
+    assert result.report.target.reached == pytest.approx(0.5, abs=0.05)
     assert np.isfinite(_run(result.model, pictures)).all()
 
 
