@@ -29,9 +29,13 @@ from coresident.schedule import layouts, memory
 _LINE = 64
 
 _KEPT_BYTES = 2 << 20
-"""Buffers with a halo that is written once, for all calls, are at most so large. A halo's lines come from
-whichever core had them last: in small networks that took a tenth of the time. Larger buffers share memory
-with all others, since it is the caches that they would fill."""
+"""Buffers up to this size have a halo that is written once, for all calls. A halo's lines come from whichever
+core had them last: in small networks that took a tenth of the time. Larger buffers share memory with all
+others, since it is the caches that they would fill."""
+
+_KEPT_SHARE = 1 / 32
+"""Of a larger buffer, from which on its halo is written once as well: a volume's halo is a tenth of it, and
+to write it in every call took a tenth of the time, too."""
 
 
 @dataclass
@@ -174,7 +178,8 @@ class Planner:
         if any(map(any, layout.halo)):
             first = len(self._steps)
             movement.zero_halo(self, tensor)
-            if buffer.size <= _KEPT_BYTES:
+            around: int = sum(details["bytes"] for *_, details in self._steps[first:])
+            if buffer.size <= _KEPT_BYTES or around >= _KEPT_SHARE * buffer.size:
                 buffer.layout = (kind, layout)
                 buffer.steps.clear()
                 self._once.update(range(first, len(self._steps)))
