@@ -16,7 +16,7 @@ from coresident.codegen.target import NAMED, Target
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operator import evaluate
-from coresident.kernels import integer, integer_panel, integer_stream
+from coresident.kernels import cost, integer, integer_panel, integer_stream
 from coresident.schedule.planner import Planner
 
 Array = np.ndarray[Any, Any]
@@ -316,6 +316,46 @@ def _quantised(
         nodes.append(Node("ConvInteger", names, (f"v{i}",), attributes, f"conv{i}"))
         value = f"v{i}"
     return graph_of(nodes, {"x": x}, [value], constants), x
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("target", [*TARGETS, "16 lanes"])
+@pytest.mark.parametrize("seed", few(range(500, 512), 4))
+def test_quantised_phases(seed: int, target: str, together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phases that take turns as they are stored, and phases that are put together after."""
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(cost, "copy", lambda machine, size: 1e9 if together else -1e9)
+    dtype, point = (np.int8, -3) if seed % 2 else (np.uint8, 7)
+    rank = 3 if seed % 5 == 4 else 2
+    group, per_group = int(rng.choice([1, 2])), int(rng.integers(1, 6))
+    outputs, inputs = group * per_group, group * int(rng.integers(1, 9))
+    spatial = (*(int(n) for n in rng.integers(1, 5, rank - 1)), int(rng.integers(1, 70)))
+    constants = {
+        "w": _bytes(rng, np.int8, (inputs, per_group, *(2,) * rank)),
+        "m": rng.uniform(1e-4, 1e-3, (outputs, *(1,) * rank)).astype(np.float32),
+        "s": np.array(0.05, np.float32),
+        "z": np.array(point, dtype),
+        "b": rng.integers(-1000, 1000, outputs).astype(np.int32),
+    }
+    steps = (
+        Apply("Cast", (0,), (("to", "float32"),)),
+        Apply("Mul", (4, 1)),
+        Apply("QuantizeLinear", (5, 2, 3)),
+    )
+    attributes = {
+        "kernel_shape": (2,) * rank,
+        "strides": (2,) * rank,
+        "group": group,
+        "epilogue": Expression(4, steps),
+    }
+    names = ("x", "w", "z", "", "b", "m", "s", "z")
+    x = rng.integers(0, 100, (2, inputs, *spatial)).astype(dtype)
+    graph = graph_of(
+        [Node("ConvTransposeInteger", names, ("y",), attributes, "t")], {"x": x}, ["y"], constants
+    )
+    wanted = evaluate(graph, {"x": x})["y"]
+    (got,) = run_graph(graph, {"x": x}, (RUN_TARGETS | WIDTHS)[target], threads=1 + seed % 2)
+    np.testing.assert_array_equal(got, wanted)
 
 
 @pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])

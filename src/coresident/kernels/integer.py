@@ -218,16 +218,22 @@ def describe(
     }
 
 
-def choose(plan: Plan, shape: Shape, weights: np.ndarray[Any, Any], places: Places) -> Choice:
-    """The cut that should be fastest."""
+def choose(
+    plan: Plan, shape: Shape, weights: np.ndarray[Any, Any], places: Places, merged: bool = False
+) -> Choice:
+    """The cut that should be fastest.
+
+    Args:
+        merged: whether output channels are phases that take turns in pairs as they are stored.
+    """
     machine = cost.Machine.of(plan.target)
     ways: list[tuple[Dot, int, Count]] = []
     for dot in Dot.all(plan.target):
         for shared in (1,) if dot.held else (1, 2, 4, 6):
-            if shared <= shape.outputs:
+            if shared <= shape.outputs and not (merged and shared % 2):
                 ways.append((dot, shared, integer_stream.count(weights[0], dot, shared)))
     gathering = Dot.gathering(plan.target)
-    if np.count_nonzero(weights) < GATHERED * weights.size:
+    if not merged and np.count_nonzero(weights) < GATHERED * weights.size:
         ways.append((gathering, 1, integer_stream.count(weights[0], gathering, 1)))
     best: Choice | None = None
     scale = plan.target.registers // 16

@@ -128,25 +128,44 @@ class _Code:
                 [f.var(f.splat(f.load(I32, self.frame.bias, c), kind)) for _ in range(summed)]
                 for c in channels
             ]
-            for c in channels:
-                for size, at in self._pieces(offsets):
-                    self.output.prefetch(f, c, size, at)
+            self._prefetch(channels, offsets)
             self._steps(x, position, steps, totals)
             if self.dot.held and not self.dot.gathers:
                 with f.loop(0, singles):
                     self._single(x, position, totals)
-            for c, row in zip(channels, totals):
-                values = [total.get() for total in row]
-                if self.dot.gathers:
-                    fours = [integers.in_order(f, values[at : at + 4]) for at in range(0, summed, 4)]
-                    values = [value for four in fours for value in four][:vectors]
-                segments = choice.strips.segments
-                for i, (size, at) in enumerate(self._pieces(offsets)):
-                    piece = values[i * size : (i + 1) * size]
-                    if segments is None:
-                        self.output.store(f, c, piece, at, choice.strips.last)
-                    else:
-                        self.output.store_segment(f, c, piece, at)
+            self._store(channels, [[total.get() for total in row] for row in totals], offsets)
+
+    def _prefetch(self, channels: Sequence[Value], offsets: Sequence[Value]) -> None:
+        """Ask for what `_store` will write and read."""
+        f, vectors = self.frame.function, self.choice.strips.vectors
+        if self.output.merged is not None:
+            for c in channels[::2]:
+                self.output.prefetch_merged(f, c, vectors, offsets)
+            return
+        for c in channels:
+            for size, at in self._pieces(offsets):
+                self.output.prefetch(f, c, size, at)
+
+    def _store(
+        self, channels: Sequence[Value], sums: Sequence[Sequence[Value]], offsets: Sequence[Value]
+    ) -> None:
+        """Finish and store the sums of a row's channels."""
+        f, strips = self.frame.function, self.choice.strips
+        if self.output.merged is not None:
+            for c, even, odd in zip(channels[::2], sums[::2], sums[1::2]):
+                self.output.store_merged(f, c, (even, odd), offsets, strips.last)
+            return
+        for c, row in zip(channels, sums):
+            values = list(row)
+            if self.dot.gathers:
+                fours = [integers.in_order(f, values[at : at + 4]) for at in range(0, len(values), 4)]
+                values = [value for four in fours for value in four][: strips.vectors]
+            for i, (size, at) in enumerate(self._pieces(offsets)):
+                piece = values[i * size : (i + 1) * size]
+                if strips.segments is None:
+                    self.output.store(f, c, piece, at, strips.last)
+                else:
+                    self.output.store_segment(f, c, piece, at)
 
     def _pieces(self, offsets: Sequence[Value]) -> list[tuple[int, list[Value]]]:
         """What of a tile lies side by side: vectors, and the offsets in the output and in other tensors."""
@@ -261,6 +280,7 @@ def emit(
     epilogue: IntegerEpilogue,
     info: dict[str, Any],
     barrier: bool = True,
+    merged: tuple[tuple[int, int], ...] | None = None,
 ) -> None:
     """Add the convolution's step.
 
@@ -268,6 +288,7 @@ def emit(
         weights: [groups, outputs, inputs, taps], less their zero points.
         bias: [groups * outputs] int32, with the correction for the input's zero point.
         barrier: False if the next step does not depend on it.
+        merged: as `IntegerOutput` takes it.
     """
     f = kernel(plan.target, "conv_integer")
     s, dot = choice.strips, choice.dot
@@ -276,7 +297,7 @@ def emit(
     offsets = Offsets.of(-(-shape.inputs // dot.channels), s.taps, s.span)
     packed = pack(weights, offsets, dot, choice.shared, work)
     parts = packed.starts.shape[1]
-    frame = IntegerFrame.open(f, source, shape, s, dot, work, out, epilogue, own=3)
+    frame = IntegerFrame.open(f, source, shape, s, dot, work, out, epilogue, own=3, merged=merged)
     stream, rows, starts = frame.own
     counts = of_dtype(packed.rows.dtype)
     code = _Code(

@@ -148,6 +148,8 @@ class IntegerOutput:
         mask: pointer to the border mask (one element of y's size a pixel of the flat run), or None.
         fill: what masked pixels become.
         lanes: of a vector of sums.
+        merged: where channels are phases of pixels (`transposed.py`): of each spatial dimension but the last,
+            how many phases, and elements of y between them. The last dimension's two phases turn up in pairs.
     """
 
     epilogue: IntegerEpilogue
@@ -158,6 +160,7 @@ class IntegerOutput:
     mask: Value | None
     fill: int
     lanes: int
+    merged: tuple[tuple[int, int], ...] | None = None
 
     def prefetch(self, f: Function, channel: Value, vectors: int, offsets: Sequence[Value]) -> None:
         """Ask for the lines that `store` will write and read."""
@@ -189,11 +192,7 @@ class IntegerOutput:
             ]
             count = size * lanes if at + size < len(totals) else (size - 1) * lanes + last
             if self.epilogue.quantised is not None:
-                _, point, dtype = self.epilogue.quantised
-                vectors = [r.value for r in results]
-                self._put(
-                    f, integers.saturated(f, vectors, point, dtype == "int8"), rows[0], at, count, offsets
-                )
+                self._put(f, self._in_memory(f, results), rows[0], at, count, offsets)
             else:
                 for i, result in enumerate(results):
                     part = min(lanes, count - i * lanes)
@@ -220,21 +219,70 @@ class IntegerOutput:
             self.epilogue.apply(f, total, [parts[v] for parts in tensors], scalars)
             for v, total in enumerate(totals)
         ]
-        if self.epilogue.quantised is not None:
-            _, point, kind = self.epilogue.quantised
-            whole = integers.saturated(f, [r.value for r in results], point, kind == "int8")
-        else:
-            whole = integers.joined(f, [to_memory(f, result) for result in results])
-        self._put(f, f.shuffle(whole, None, ORDER), rows[0], 0, SEGMENT, offsets)
+        self._put(f, f.shuffle(self._in_memory(f, results), None, ORDER), rows[0], 0, SEGMENT, offsets)
+
+    def _merged_row(self, f: Function, row: Value, at: Value) -> tuple[Value, Value]:
+        """The output channel that a pair of phases from row `row` on belongs to, and where it is written."""
+        assert self.merged is not None
+        channel, size = row / 2, self.dtypes[0].itemsize
+        for count, stride in reversed(self.merged):
+            at = at + (channel % count) * stride
+            channel = channel / count
+        return channel, f.offset(self.pointers[0], (channel * self.channel_strides[0] + at) * size)
+
+    def prefetch_merged(self, f: Function, row: Value, vectors: int, offsets: Sequence[Value]) -> None:
+        """Ask for the lines that `store_merged` will write."""
+        _, target = self._merged_row(f, row, offsets[0])
+        for line in range(0, 2 * vectors * self.lanes * self.dtypes[0].itemsize, 64):
+            f.prefetch(target, line, write=True)
+
+    def store_merged(
+        self, f: Function, row: Value, pair: Sequence[Sequence[Value]], offsets: Sequence[Value], last: int
+    ) -> None:
+        """Finish two rows that are the two phases of the last dimension, whose pixels take turns.
+
+        Args:
+            row: index of the first of them; rows count phases fastest.
+            pair: the sums of both, vector by vector.
+            offsets: elements from pixel 0 to the first that the tile makes, in y.
+            last: pixels of each phase's last vector to be written.
+        """
+        lanes = self.lanes
+        channel, target = self._merged_row(f, row, offsets[0])
+        scalars = self._scalars(f, channel)
+        totals = [total for both in zip(*pair) for total in both]
+        for at in range(0, len(totals), 4):
+            results = [self.epilogue.apply(f, total, (), scalars) for total in totals[at : at + 4]]
+            count = len(results) * lanes
+            turns = [
+                v + phase * lanes + lane
+                for v in range(0, count, 2 * lanes)
+                for lane in range(lanes)
+                for phase in (0, 1)
+            ]
+            mixed = f.shuffle(self._in_memory(f, results), None, turns)
+            written = count if at + 4 < len(totals) else count - 2 * (lanes - last)
+            store_first(f, mixed, target, at * lanes, written)
+
+    def _in_memory(self, f: Function, results: Sequence[Typed]) -> Value:
+        """A power of two of results of `apply` as one vector of y's."""
+        if self.epilogue.quantised is None:
+            return integers.joined(f, [to_memory(f, result) for result in results])
+        _, point, kind = self.epilogue.quantised
+        return integers.saturated(f, [r.value for r in results], point, kind == "int8")
+
+    def _scalars(self, f: Function, channel: Value) -> list[Typed]:
+        """The epilogue's numbers for a channel."""
+        return [
+            to_register(f, f.load(of_dtype(array.dtype), pointer, channel), array.dtype)
+            for pointer, array in zip(self.channel_pointers, self.epilogue.channels)
+        ]
 
     def _channel(
         self, f: Function, channel: Value, offsets: Sequence[Value]
     ) -> tuple[list[Typed], list[Value]]:
         """The epilogue's numbers for a channel, and its addresses in y and in each tensor."""
-        scalars = [
-            to_register(f, f.load(of_dtype(array.dtype), pointer, channel), array.dtype)
-            for pointer, array in zip(self.channel_pointers, self.epilogue.channels)
-        ]
+        scalars = self._scalars(f, channel)
         rows = [
             f.offset(pointer, (channel * stride + at) * dtype.itemsize)
             for pointer, stride, at, dtype in zip(self.pointers, self.channel_strides, offsets, self.dtypes)

@@ -69,8 +69,13 @@ class IntegerFrame:
         out: Tensor,
         epilogue: IntegerEpilogue,
         own: int,
+        merged: tuple[tuple[int, int], ...] | None = None,
     ) -> IntegerFrame:
-        """Begin a kernel that has `own` words of its own."""
+        """Begin a kernel that has `own` words of its own.
+
+        Args:
+            merged: as `IntegerOutput` takes it.
+        """
         x, y, bias, table, tiles, runs, *words = (word(f, i) for i in range(6 + own))
         extra = [word(f, 6 + own + i) for i in range(epilogue.words)]
         mask = word(f, 6 + own + epilogue.words) if _masked(strips, out) else None
@@ -90,6 +95,7 @@ class IntegerFrame:
             mask,
             out.layout.fill,
             f.target.lanes(I32),
+            merged,
         )
         return IntegerFrame(
             function=f,

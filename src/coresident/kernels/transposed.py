@@ -123,7 +123,7 @@ def as_channels(split: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return flat.transpose(0, 1, 3, 2).reshape(groups, -1, inputs, 1)
 
 
-def _coarse(out: Tensor, w: TransposedWindow) -> Tensor:
+def coarse(out: Tensor, w: TransposedWindow) -> Tensor:
     """The output seen at the input's pixels: each the first of its phases."""
     view = out.layout
     shape = (*view.shape[:2], *(o // s for o, s in zip(view.shape[2:], w.strides)))
@@ -146,7 +146,7 @@ def _merged_choice(
     plan: Plan, x: Tensor, split: np.ndarray[Any, Any], out: Tensor, w: TransposedWindow, epilogue: Epilogue
 ) -> dense.Choice:
     shape = _merged_shape(x, as_channels(split))
-    return dense.choose(plan, _point(x), shape, _coarse(out, w), epilogue, merged=True)
+    return dense.choose(plan, _point(x), shape, coarse(out, w), epilogue, merged=True)
 
 
 def _sparse_phases_win(
@@ -184,7 +184,7 @@ def _emit_merged(
     info = direct.describe(node, shape, rows, out, epilogue)
     merged = tuple(zip(w.strides[:-1], out.layout.strides[2:-1]))
     repeated = np.repeat(bias, math.prod(w.strides))
-    target = _coarse(out, w)
+    target = coarse(out, w)
     dense_code.emit(plan, _point(x), shape, choice, rows, repeated, target, epilogue, info, merged=merged)
 
 
