@@ -109,17 +109,18 @@ class Output:
     vector: Type
     merged: tuple[tuple[int, int], ...] | None = None
 
-    def prefetch(self, f: Function, channel: Value, vectors: int, offsets: Sequence[Value]) -> None:
-        """Ask for the lines that `store` will write and read.
+    def prefetch(
+        self, f: Function, channel: Value, vectors: int, offsets: Sequence[Value], near: bool = True
+    ) -> None:
+        """Ask for the lines that `store` will write and read, or ask L2 for them.
 
-        Stores leave the core in order: each that misses L1 would hold up those after it for the time of an
-            L2 access,
-        which for a short row is longer than its sum.
+        Stores leave the core in order: each that misses L1 would hold up those after it for the time of an L2
+        access, which for a short row is longer than its sum.
         """
         for i, (pointer, stride, at) in enumerate(zip(self.pointers, self.channel_strides, offsets)):
             row = f.offset(pointer, channel * stride + at, F32)
             for line in range(0, vectors * self.vector.bytes, 64):
-                f.prefetch(row, line, write=i == 0)
+                f.prefetch(row, line, write=i == 0 and near, near=near)
 
     def prefetch_run(self, f: Function, channel: Value, offsets: Sequence[Value], pixels: Value) -> None:
         """Ask for the lines that `store_run` will write and read."""
@@ -204,11 +205,13 @@ class Output:
             channel = channel / count
         return channel, f.offset(self.pointers[0], channel * self.channel_strides[0] + at, F32)
 
-    def prefetch_merged(self, f: Function, row: Value, vectors: int, offsets: Sequence[Value]) -> None:
-        """Ask for the lines that `store_merged` will write."""
+    def prefetch_merged(
+        self, f: Function, row: Value, vectors: int, offsets: Sequence[Value], near: bool = True
+    ) -> None:
+        """Ask for the lines that `store_merged` will write, or ask L2 for them."""
         _, target = self._merged_row(f, row, offsets[0])
         for line in range(0, 2 * vectors * self.vector.bytes, 64):
-            f.prefetch(target, line, write=True)
+            f.prefetch(target, line, write=near, near=near)
 
     def store_merged(
         self,

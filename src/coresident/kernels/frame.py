@@ -255,17 +255,21 @@ class Sums:
                 variable.set(f.load(frame.vector, self.waiting, i * frame.vector.lanes))
         with f.when(self.block.equals(self.blocks - 1)):
             self._prefetch()
+        with f.when(self.block.equals(self.blocks - 2)):
+            self._prefetch(near=False)
         return [[variable.get() for variable in row] for row in variables]
 
-    def _prefetch(self) -> None:
+    def _prefetch(self, near: bool = True) -> None:
+        """Ask for what `finish` will write and read, or ask L2 for it: from memory it takes longer than a
+        row's sum does."""
         output, f, here = self.frame.output, self.frame.function, self.here
         if output.merged is not None:
             for row in self.channels[::2]:
-                output.prefetch_merged(f, row, here.vectors, here.offsets)
+                output.prefetch_merged(f, row, here.vectors, here.offsets, near)
             return
         for channel in self.channels:
             for size, offsets in here.pieces(self.frame.vector.lanes):
-                output.prefetch(f, channel, size, offsets)
+                output.prefetch(f, channel, size, offsets, near)
 
     def finish(self, totals: Sequence[Sequence[Value]]) -> None:
         """Store the results, or let the sums wait for the next block."""
