@@ -62,7 +62,9 @@ def divided(strips: int, batch: int, rows: int, threads: int, cycles: float) -> 
     if threads == 1 or cycles < 6000:
         return Cut(strips, 1, rows, 1, 1, batch)
     wanted = max(threads, min(threads * 6, int(cycles // 15000)))
-    tile_parts = min(strips, -(-wanted // batch))
+    # Parts of one size, or single strips: of 16 strips in 12 parts a thread of two would get 9.
+    size = -(-strips * batch // (2 * wanted))
+    tile_parts = -(-strips // size)
     have = tile_parts * batch
     enough = have >= 4 * threads or (have >= threads and have % threads == 0)
     row_parts = 1 if enough else min(rows, -(-threads // have) if have < threads else 2)
