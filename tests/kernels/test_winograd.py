@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import EMIT_TARGETS, TARGETS, WIDTHS, check_node, few, graph_of, run_graph
+from support import EMIT_TARGETS, HOST, TARGETS, WIDTHS, check_node, few, graph_of, run_graph
 
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Node
@@ -92,6 +92,25 @@ def test_rounding_is_a_few_times_that_of_a_direct_convolution(taken: list[winogr
     wanted = evaluate(graph_of([node], {"x": exact["x"]}, ["y"], {"w": exact["w"]}), {"x": exact["x"]})["y"]
     assert taken
     assert np.abs(got - wanted).max() < 6e-6 * np.abs(wanted).max()
+
+
+def test_strips_that_overlap_are_of_one_unit() -> None:
+    # Of 2 planes with 3 rows of 2 strips each, the last row begins above the end of the second.
+    assert winograd._units(2, 3, 2, True) == (0, 2, 6, 8, 12)
+    assert winograd._units(2, 3, 2, False) == (0, 2, 4, 6, 8, 10, 12)
+    assert winograd._units(1, 1, 1, True) == (0, 1)
+
+
+@pytest.mark.parametrize(("height", "rows"), [(32, 8), (33, 8), (34, 8), (36, 9)])
+def test_tasks_do_not_write_the_same_pixels(height: int, rows: int, taken: list[winograd.Choice]) -> None:
+    """Each would round them in its own way, and the last to come would be seen."""
+    node, feeds, constants = _case(np.random.default_rng(7), (5, height, 70), 1)
+    Planner(graph_of([node], feeds, ["y"], constants), HOST, 2).program()
+    (choice,) = taken
+    beside = 2 if choice.width < 70 else 1
+    planes = choice.strips.count // (-(-height // 4) * beside)
+    assert len(choice.units) - 1 == planes * rows
+    assert choice.units[-1] == choice.strips.count
 
 
 def test_what_lies_beside_short_rows_does_not_reach_results(taken: list[winograd.Choice]) -> None:

@@ -69,6 +69,8 @@ class Choice:
     Args:
         strips: table of [strips, parts * (2 + further operands)] int32: of each part elements from pixel 0 to
             its first, in the input, the output and each further operand.
+        units: first strip of each unit, and the end of the last. Strips that write the same pixels, each
+            with rounding errors of its own, are of one unit, so that the same one is always the last to.
         parts: rows of tiles in a vector.
         width: output pixels of a part.
         group: output channels of a chunk.
@@ -79,6 +81,7 @@ class Choice:
     """
 
     strips: Tiles
+    units: tuple[int, ...]
     parts: int
     width: int
     group: int
@@ -149,8 +152,20 @@ def choose(plan: Plan, g: Geometry, shape: Shape, out: Tensor, epilogue: Epilogu
         if best is None or cycles < best.cycles:
             array = np.array(table, np.int32)
             strips = Tiles(array, len(array), TILE, 0, lanes, lanes, False, math.prod(out.shape[2:]))
-            best = Choice(strips, parts, min(width, pixels), group, planes, first, chunks, cycles)
+            units = _units(math.prod(out.shape[2:-2]), len(rows), len(lefts), height % TILE != 0)
+            best = Choice(strips, units, parts, min(width, pixels), group, planes, first, chunks, cycles)
     return best
+
+
+def _units(planes: int, rows: int, beside: int, overlap: bool) -> tuple[int, ...]:
+    """As `Choice` has them, of `planes` times `rows` times `beside` strips.
+
+    Args:
+        overlap: whether the last row begins above the end of the one before.
+    """
+    together = rows - (overlap and rows > 1)
+    firsts = [(plane * rows + row) * beside for plane in range(planes) for row in range(together)]
+    return (*firsts, planes * rows * beside)
 
 
 def pack(weights: np.ndarray, choice: Choice) -> np.ndarray:

@@ -28,9 +28,11 @@ class _Code:
     """The kernel under construction.
 
     Args:
-        frame: its arguments and its part of the work; its tiles are strips, its rows chunks of channels.
+        frame: its arguments and its part of the work; its tiles are units of strips, its rows chunks of
+            channels.
         weights: of the group of the convolution, packed.
         outer: address of the outer taps' offsets (int32).
+        units: address of the units' first strips (int32).
         rows: elements between rows, of the input, the output and each further operand.
     """
 
@@ -40,6 +42,7 @@ class _Code:
     choice: Choice
     weights: Value
     outer: Value
+    units: Value
     rows: tuple[int, ...]
 
     @property
@@ -74,7 +77,10 @@ class _Code:
         """The task: strip by strip, all its chunks."""
         f, part, choice = self.frame.function, self.frame.part, self.choice
         columns = len(self.rows)
-        with f.loop(part.first_tile, part.end_tile) as strip:
+        first_strip, end_strip = (
+            f.convert(f.load(I32, self.units, unit), I64) for unit in (part.first_tile, part.end_tile)
+        )
+        with f.loop(first_strip, end_strip) as strip:
             table = f.offset(self.frame.table, strip * (columns * choice.parts), I32)
             places = [
                 [f.convert(f.load(I32, table, p * columns + i), I64) for i in range(columns)]
@@ -250,18 +256,22 @@ def emit(
     f = kernel(plan.target, "conv_winograd")
     strips = choice.strips
     # Each part of the channels transforms the same input.
-    work = divided(strips.count, shape.batch * shape.groups, choice.chunks, plan.threads, choice.cycles)
+    work = divided(
+        len(choice.units) - 1, shape.batch * shape.groups, choice.chunks, plan.threads, choice.cycles
+    )
     frame = Frame.open(f, g, shape, strips, work, out, epilogue)
     packed = pack(weights, choice)
     own = f.offset(word(f, frame.words), frame.group * (packed.size // shape.groups), F32)
     strides = (g.strides, out.layout.strides[2:], *(t.layout.strides[2:] for t in epilogue.tensors))
-    code = _Code(frame, g, shape, choice, own, word(f, frame.words + 1), tuple(s[-2] for s in strides))
+    outer, units = (word(f, frame.words + i) for i in (1, 2))
+    code = _Code(frame, g, shape, choice, own, outer, units, tuple(s[-2] for s in strides))
     plan.scratch(code.scratch_bytes)
     code.emit()
     operands = [
         *frames.operands(plan, g, strips, out, epilogue, plan.constant(bias.astype(np.float32))),
         plan.constant(packed),
         plan.constant(np.array(choice.outer, np.int32)),
+        plan.constant(np.array(choice.units, np.int32)),
     ]
     products = POSITIONS * strips.count * code.lanes * code.channels * shape.outputs
     details = {
