@@ -155,20 +155,43 @@ def test_fours_hold_each_weight_once(held: bool) -> None:
         assert not held or (np.stack(sums) <= Dot.BOUND).all()
 
 
+@pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])
+@pytest.mark.parametrize("seed", few(range(600, 630), 12))
+def test_blocks_of_input_channels(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums wait between them."""
+    orders = integer._orders
+    size = 1 + seed % 3
+
+    def in_blocks(*arguments: Any) -> list[tuple[bool, int]]:
+        shape, shared = arguments[2], arguments[5]
+        return [(False, size)] if shape.outputs % shared == 0 else orders(*arguments)
+
+    monkeypatch.setattr(integer, "_orders", in_blocks)
+    monkeypatch.setattr(integer_panel, "choose", lambda *_: None)
+    if seed % 4 == 0:
+        _in_segments(monkeypatch)
+    node, feeds, constants = (_segmented if seed % 4 == 0 else _case)(seed)
+    check_node(node, feeds, constants, target=target, threads=1 + seed % 2, tolerance=0)
+
+
 def _in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have all convolutions cut rows into segments, whatever the target."""
+    """Have all convolutions cut into segments that can be, whatever the target."""
+    cycles = integer._cycles
     monkeypatch.setattr(integer, "_spreads", lambda _: True)
-    monkeypatch.setattr(integer, "_cuts", lambda *_: [])
+    monkeypatch.setattr(
+        integer, "_cycles", lambda *a: cycles(*a) * (1e-9 if a[3].segments is not None else 1.0)
+    )
     monkeypatch.setattr(integer_panel, "choose", lambda *_: None)
 
 
 def _segmented(seed: int) -> tuple[Node, dict[str, Array], dict[str, Array]]:
-    """An integer convolution with rows long enough for segments."""
+    """An integer convolution that may be cut into segments, of long rows or of several short ones."""
     rng = np.random.default_rng(seed)
     rank = int(rng.choice([2, 2, 3]))
     kernel = (*rng.choice([1, 2, 3], rank - 1), int(rng.choice([2, 3, 5])))
     dilations = tuple(int(d) for d in rng.choice([1, 1, 2], rank))
-    spatial = (*rng.integers(5, 12 if rank == 2 else 7, rank - 1), int(rng.integers(72, 200)))
+    columns = int(rng.integers(72, 200) if rng.random() < 0.4 else rng.choice([14, 18, 24, 28, 32, 43, 50]))
+    spatial = (*rng.integers(7, 20 if rank == 2 else 9, rank - 1), columns)
     pads = tuple(int(p) for p in rng.integers(0, 3, 2 * rank))
     group = int(rng.choice([1, 1, 2]))
     inputs, outputs = group * int(rng.integers(2, 20)), group * int(rng.integers(1, 12))
@@ -192,19 +215,19 @@ def test_segments_of_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("target", [*TARGETS, "16 lanes"])
 @pytest.mark.parametrize("signed", [False, True])
-def test_chains_in_segments(signed: bool, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("spatial", [(19, 290), (14, 14), (7, 7), (28, 28), (19, 50), (40, 32)])
+def test_chains_in_segments(
+    spatial: tuple[int, int], signed: bool, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Residuals are spread as sums are."""
-    cuts = integer._cuts
     _in_segments(monkeypatch)
-    # Strides, and kernels of one pixel, have none.
-    monkeypatch.setattr(
-        integer, "_cuts", lambda p, v: cuts(p, v) if p.steps != (1, 1) or len(p.positions) == 1 else []
-    )
-    graph, x = _quantised(np.random.default_rng(5), True, signed, 5, (19, 290))
+    graph, x = _quantised(np.random.default_rng(5), True, signed, 5, spatial)
     wanted = evaluate(graph, {"x": x})[graph.outputs[0]]
-    assert len(np.unique(wanted)) > 10
-    (got,) = run_graph(graph, {"x": x}, (RUN_TARGETS | WIDTHS)[target], threads=2)
+    assert len(np.unique(wanted)) > 5
+    on = (RUN_TARGETS | WIDTHS)[target]
+    (got,) = run_graph(graph, {"x": x}, on, threads=2)
     np.testing.assert_array_equal(got, wanted)
+    assert any("segments" in step.info.get("tile", "") for step in Planner(graph, on, 2).program().steps)
 
 
 def _transposed(seed: int) -> tuple[Node, dict[str, Array], dict[str, Array]]:

@@ -64,7 +64,8 @@ class Here:
         if self.segments is None:
             return [(self.vectors, self.offsets)]
         size = SEGMENT // lanes
-        return [(size, [o + by for o, by in zip(self.offsets, moved)]) for moved in self.segments.writes]
+        rows = (row for segment in self.segments.writes for row in segment if row is not None)
+        return [(size, [o + by for o, by in zip(self.offsets, moved)]) for moved in rows]
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,8 @@ from coresident.kernels.integer_code import Choice
 from coresident.kernels.integer_epilogue import IntegerEpilogue
 from coresident.kernels.integer_segments import segment_strips
 from coresident.kernels.integer_stream import Count
-from coresident.kernels.integer_strips import Places, Strips, flat_strips, pitched_strips, row_strips
+from coresident.kernels.integer_strips import Places, Strips, evenly, flat_strips, pitched_strips, row_strips
 from coresident.kernels.lowering import Plan, Tensor, lowers
-from coresident.kernels.spread import SEGMENT
 from coresident.kernels.tiling import unevenness
 
 MOST_VECTORS = {1: 10, 2: 6, 4: 2, 6: 2}
@@ -92,7 +91,7 @@ _DIRECT = _Rates(1.48, 0.43, 0.41, 0.58, 6.0, 0.6, 2.7, 3.8, 0.66, 0.83)
 """Of Zen 4, vpdpbusd of 512 bits and kernels of one pixel: for larger ones fits found nothing better than the
 usual rates."""
 
-_SEGMENTS = _Rates(1.0, 0.6, 0.18, 1.17, 1.4, 6.2, 3.0, 0.0, 1.6, 1.0)
+_SEGMENTS = _Rates(1.0, 0.6, 0.4, 1.17, 1.4, 6.2, 3.0, 0.0, 1.6, 1.0)
 """Of Zen 4, vpdpbusd and tiles of segments."""
 
 
@@ -248,13 +247,35 @@ def choose(
                     continue
                 if strips.segments is not None and dot.channels != QUAD:
                     continue
-                for rows_first in (False, True):
-                    arguments = (shape, strips, dot, shared, count, rows_first, len(places.extras))
+                elements = -(-shape.inputs // dot.channels)
+                for rows_first, block in _orders(machine, plan, shape, strips, dot, shared):
+                    arguments = (shape, strips, dot, shared, count, rows_first, block, len(places.extras))
                     cycles = _cycles(machine, plan, *arguments)
                     if best is None or cycles < best.cycles:
-                        best = Choice(strips, dot, shared, rows_first, cycles)
+                        best = Choice(strips, dot, shared, rows_first, elements, block, cycles)
     assert best is not None
     return best
+
+
+def _orders(
+    machine: cost.Machine, plan: Plan, shape: Shape, strips: Strips, dot: Dot, shared: int
+) -> list[tuple[bool, int]]:
+    """Whether rows come first, and elements of a block: all, or as many as fit L1."""
+    elements = -(-shape.inputs // dot.channels)
+    orders = [(False, elements), (True, elements)]
+    rates = _Rates.of(plan, dot, strips)
+    fits = int(rates.near * machine.l1_bytes / _tile_bytes(plan, strips, dot, 1))
+    # Rows that overlap would wait for each other's sums.
+    if 0 < fits < elements and shape.outputs % shared == 0:
+        orders.append((False, evenly(elements, fits)))
+    return orders
+
+
+def _tile_bytes(plan: Plan, strips: Strips, dot: Dot, elements: int) -> float:
+    """Of packed pixels that a tile reads again and again."""
+    reach = strips.vectors * plan.target.lanes(I32) * math.sqrt(max(1, len(strips.taps)))
+    pixels = reach if strips.segments is None else strips.span
+    return dot.element_bytes * elements * pixels
 
 
 def _cuts(places: Places, vectors: int) -> list[Strips]:
@@ -273,11 +294,9 @@ def _spreads(target: Target) -> bool:
 
 def _segment_cuts(plan: Plan, places: Places, vectors: int, quads: int) -> list[Strips]:
     """Tiles of segments, where taps would be unaligned otherwise."""
-    down, rest = divmod(vectors, SEGMENT // places.lanes)
-    if rest or not _spreads(plan.target) or all(a[-1] == 0 for a in places.positions):
+    if not _spreads(plan.target) or all(a[-1] == 0 for a in places.positions):
         return []
-    strips = segment_strips(places, down, quads)
-    return [strips] if strips is not None else []
+    return segment_strips(places, vectors, quads)
 
 
 def _cycles(
@@ -289,6 +308,7 @@ def _cycles(
     shared: int,
     stream: Count,
     rows_first: bool,
+    block: int,
     extras: int,
 ) -> float:
     """Of all of it, on one core."""
@@ -303,9 +323,9 @@ def _cycles(
     issue = (2 * dot.depth * vectors * shared + dot.depth * (vectors + 2 + shared)) / (machine.issue + 1)
     issue = max(issue, cost.integer_issue(machine, dot.arithmetic * vectors * shared))
     together = tiles / len(strips.strips)
+    blocks = -(-elements // block)
     # What is read again and again: a tile's or the whole strip's pixels, and the stream or a row of it.
-    reach = strips.vectors * plan.target.lanes(I32) * max(1, len(strips.taps)) ** 0.5
-    tile_bytes = dot.element_bytes * elements * (strips.span if strips.segments is not None else reach)
+    tile_bytes = _tile_bytes(plan, strips, dot, block)
     strip_bytes = dot.element_bytes * elements * strips.span * strips.pieces
     near = strip_bytes if rows_first else tile_bytes
     missed = min(max(near - rates.near * machine.l1_bytes, 0.0) / (rates.spread * machine.l1_bytes), 1.0)
@@ -317,7 +337,9 @@ def _cycles(
         issue = cost.integer_issue(machine, fours * (8 + 4 * dot.arithmetic) + 1)
         # Shuffles and their loads hinder each other: a fifth to a third more than either takes was measured.
         step = 1.25 * max((fours * 4 * 1.5 + 5) / machine.loads, issue, 1.25 * far, 4.0)
-    ends = rates.row + (rates.vector + rates.tensor * extras) * vectors * shared
+    ends = rates.row * blocks + (rates.vector + rates.tensor * extras) * vectors * shared
+    # Sums that wait go to L2 and come back.
+    ends += (blocks - 1) * vectors * shared * 2 * plan.target.vector_bits / 8 / machine.l2_bytes
     # A single flips what it meets, and its weights are made ready.
     single = max(
         (pixels + 2) / machine.loads + far,
@@ -328,7 +350,8 @@ def _cycles(
     streamed = entries * ((8 if dot.gathers else 2) + 4 * shared)
     read = streamed / (machine.l2_bytes if streamed < machine.cache else machine.l3_bytes / 2)
     multiplied = stream.steps * step + stream.singles * single
-    tile = multiplied + rows * ends + stream.changes * machine.mispredict / (together if rows_first else 1)
+    changes = stream.changes * math.sqrt(blocks)
+    tile = multiplied + rows * ends + changes * machine.mispredict / (together if rows_first else 1)
     tile = max(tile, read / (together if rows_first else 1))
     packing = strips.packed * elements * (0.35 if strips.step == 1 else 0.6 if strips.step == 2 else 8.0)
     packing *= dot.element_bytes / 4

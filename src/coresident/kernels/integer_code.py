@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,6 @@ from coresident.kernels.integer_frame import IntegerFrame
 from coresident.kernels.integer_stream import UNROLL, Offsets, pack
 from coresident.kernels.integer_strips import Strips
 from coresident.kernels.lowering import Plan, Tensor
-from coresident.kernels.spread import SEGMENT
 from coresident.kernels.tiling import Cut
 
 
@@ -33,6 +33,9 @@ class Choice:
         shared: output channels that have their entries together.
         dot: how they are multiplied.
         rows_first: whether a row goes through all tiles of a strip; all rows for one tile otherwise.
+        elements: of the input channels.
+        block: elements that are added to all sums of a tile before the next ones are;
+            sums wait in scratch meanwhile. All of them, if rows come first.
         cycles: as the cost model says.
     """
 
@@ -40,6 +43,8 @@ class Choice:
     dot: Dot
     shared: int
     rows_first: bool
+    elements: int
+    block: int
     cycles: float
 
     def __str__(self) -> str:
@@ -48,7 +53,10 @@ class Choice:
         tiles = int(np.max(self.strips.strips[:, 3] - self.strips.strips[:, 2]))
         segments = self.strips.segments
         spread = " of segments" if segments is not None else ""
-        return f"{self.strips.vectors} vectors{spread}{channels}, {tiles} tiles a strip{flat}"
+        if segments is not None and segments.spread.rows > 1:
+            spread += f" of {segments.spread.rows} rows"
+        blocks = f", blocks of {self.block}" if self.block < self.elements else ""
+        return f"{self.strips.vectors} vectors{spread}{channels}, {tiles} tiles a strip{blocks}{flat}"
 
 
 def divided(strips: int, batch: int, rows: int, threads: int, cycles: float) -> Cut:
@@ -77,7 +85,9 @@ class _Code:
 
     Args:
         frame: its arguments and its part of the work.
-        stream, rows: of the group's part of the rows.
+        stream: of all weights.
+        rows, starts: of the group's part of the rows, block after block.
+        blocks: of the input channels.
         offsets: how the stream says what to read.
         counts: of the numbers in `rows`, the type.
     """
@@ -86,6 +96,8 @@ class _Code:
     choice: Choice
     stream: Value
     rows: Value
+    starts: Value
+    blocks: int
     offsets: Offsets
     counts: Type
 
@@ -97,45 +109,99 @@ class _Code:
     def output(self) -> IntegerOutput:
         return self.frame.output
 
+    @property
+    def sums(self) -> int:
+        """Vectors of sums of an output channel."""
+        vectors = self.choice.strips.vectors
+        return -(-vectors // 4) * 4 if self.dot.gathers else vectors
+
+    @property
+    def packed_bytes(self) -> int:
+        """Of scratch that a packed strip takes; what waits follows."""
+        return -(-self.frame.packed_bytes // 64) * 64
+
+    @property
+    def row_bytes(self) -> int:
+        """Of scratch that the sums of a row take which wait for the next block."""
+        return self.choice.shared * self.sums * 4 * self.output.lanes if self.blocks > 1 else 0
+
     def tiles(self, first: Value, end: Value) -> None:
         """The task's rows over the tiles first..end of a strip."""
         f, part = self.frame.function, self.frame.part
         count = part.end_row - part.first_row
         if self.choice.rows_first:
-            position = f.var(self.stream)
+            position = f.var(f.offset(self.stream, f.load(I64, self.starts)))
             with f.loop(0, count) as r:
-                self._row(first, end, r, position)
+                self._row(first, end, r, position, f.constant(0, I64))
             return
-        with f.loop(first, end) as tile:
-            position = f.var(self.stream)
+        with f.loop(first, end) as tile, f.loop(0, self.blocks) as block:
+            position = f.var(f.offset(self.stream, f.load(I64, self.starts, block)))
             with f.loop(0, count) as r:
-                self._row(tile, tile + 1, r, position)
+                self._row(tile, tile + 1, block * count + r, position, block)
 
-    def _row(self, first: Value, end: Value, r: Value, position: Variable) -> None:
-        """The channels of row `r` of the task, over the tiles first..end of the strip."""
+    def _row(self, first: Value, end: Value, r: Value, position: Variable, block: Value) -> None:
+        """The channels of row `r` of the task, over the tiles first..end of the strip: one block."""
         f, choice = self.frame.function, self.choice
-        vectors, kind = choice.strips.vectors, I32.by(self.output.lanes)
-        summed = -(-vectors // 4) * 4 if self.dot.gathers else vectors
         described = f.offset(self.rows, r * 3, self.counts)
         channel, steps, singles = (
             f.convert(f.load(self.counts, described, i), I64, signed=False) for i in range(3)
         )
+        place = (channel - self.frame.part.first_row * choice.shared) * (self.sums * self.output.lanes)
+        waiting = f.offset(f.offset(f["scratch"], self.packed_bytes), place, I32)
         channel = self.frame.channel_base + channel
         channels = [channel + s for s in range(choice.shared)]
         begin = position.get()
         with f.loop(first, end) as tile:
             x, offsets = self._place(tile)
             position.set(begin)
-            totals = [
-                [f.var(f.splat(f.load(I32, self.frame.bias, c), kind)) for _ in range(summed)]
-                for c in channels
-            ]
-            self._prefetch(channels, offsets)
+            totals = self._start(channels, block, waiting)
+            with self._in_last(block):
+                self._prefetch(channels, offsets)
             self._steps(x, position, steps, totals)
             if self.dot.held and not self.dot.gathers:
                 with f.loop(0, singles):
                     self._single(x, position, totals)
-            self._store(channels, [[total.get() for total in row] for row in totals], offsets)
+            self._finish(
+                channels, [[total.get() for total in row] for row in totals], offsets, block, waiting
+            )
+
+    def _in_last(self, block: Value) -> AbstractContextManager[object]:
+        """The code for the last block alone."""
+        if self.blocks == 1:
+            return nullcontext()
+        return self.frame.function.when(block.equals(self.blocks - 1))
+
+    def _start(self, channels: Sequence[Value], block: Value, waiting: Value) -> list[list[Variable]]:
+        """The sums of some channels: the bias, or what the blocks before have added."""
+        f, kind = self.frame.function, I32.by(self.output.lanes)
+        totals = [
+            [f.var(f.splat(f.load(I32, self.frame.bias, c), kind)) for _ in range(self.sums)]
+            for c in channels
+        ]
+        if self.blocks > 1:
+            with f.when(block > 0):
+                for i, total in enumerate(total for row in totals for total in row):
+                    total.set(f.load(kind, waiting, i * kind.lanes))
+        return totals
+
+    def _finish(
+        self,
+        channels: Sequence[Value],
+        sums: Sequence[Sequence[Value]],
+        offsets: Sequence[Value],
+        block: Value,
+        waiting: Value,
+    ) -> None:
+        """Store the results, or let the sums wait for the next block."""
+        f = self.frame.function
+        if self.blocks == 1:
+            self._store(channels, sums, offsets)
+            return
+        with f.either(block.equals(self.blocks - 1)) as otherwise:
+            self._store(channels, sums, offsets)
+            with otherwise():
+                for i, total in enumerate(total for row in sums for total in row):
+                    f.store(total, waiting, i * self.output.lanes)
 
     def _prefetch(self, channels: Sequence[Value], offsets: Sequence[Value]) -> None:
         """Ask for what `_store` will write and read."""
@@ -145,8 +211,10 @@ class _Code:
                 self.output.prefetch_merged(f, c, vectors, offsets)
             return
         for c in channels:
-            for size, at in self._pieces(offsets):
-                self.output.prefetch(f, c, size, at)
+            if self.choice.strips.segments is not None:
+                self.output.prefetch_segments(f, c, self.choice.strips.segments, offsets)
+            else:
+                self.output.prefetch(f, c, vectors, offsets)
 
     def _store(
         self, channels: Sequence[Value], sums: Sequence[Sequence[Value]], offsets: Sequence[Value]
@@ -162,20 +230,13 @@ class _Code:
             if self.dot.gathers:
                 fours = [integers.in_order(f, values[at : at + 4]) for at in range(0, len(values), 4)]
                 values = [value for four in fours for value in four][: strips.vectors]
-            for i, (size, at) in enumerate(self._pieces(offsets)):
+            if strips.segments is None:
+                self.output.store(f, c, values, offsets, strips.last)
+                continue
+            size = len(values) // len(strips.segments.writes)
+            for i in range(len(strips.segments.writes)):
                 piece = values[i * size : (i + 1) * size]
-                if strips.segments is None:
-                    self.output.store(f, c, piece, at, strips.last)
-                else:
-                    self.output.store_segment(f, c, piece, at)
-
-    def _pieces(self, offsets: Sequence[Value]) -> list[tuple[int, list[Value]]]:
-        """What of a tile lies side by side: vectors, and the offsets in the output and in other tensors."""
-        segments = self.choice.strips.segments
-        if segments is None:
-            return [(self.choice.strips.vectors, list(offsets))]
-        size = SEGMENT // self.output.lanes
-        return [(size, [o + by for o, by in zip(offsets, moved)]) for moved in segments.writes]
+                self.output.store_segment(f, c, piece, strips.segments, i, offsets)
 
     def _place(self, tile: Value) -> tuple[Value, list[Value]]:
         """Where a tile's packed input is, and its offsets in the output and in other tensors."""
@@ -211,7 +272,6 @@ class _Code:
         f, dot, shared = self.frame.function, self.dot, self.choice.shared
         lanes = self.output.lanes
         kind = I32.by(lanes)
-        segments = self.choice.strips.segments
         pixels = [self._read(x, at, d) for d in range(dot.depth)]
         words = f.offset(at, dot.depth * self.offsets.size)
 
@@ -219,7 +279,7 @@ class _Code:
             return [f.splat(f.load(I32, words, d * shared + s, align=1), kind) for d in range(dot.depth)]
 
         def pixel(v: int) -> list[Value]:
-            return [f.load(kind, p, segments.reads[v] if segments else v * lanes) for p in pixels]
+            return [f.load(kind, p, self._at(v)) for p in pixels]
 
         def multiply(s: int, v: int, x: Sequence[Value], w: Sequence[Value]) -> None:
             totals[s][v].set(dot.add(f, totals[s][v].get(), x, w))
@@ -238,6 +298,11 @@ class _Code:
             x_v = pixel(v)
             for s in range(shared):
                 multiply(s, v, x_v, held[s])
+
+    def _at(self, vector: int) -> int:
+        """Packed pixels from a tile's first to those of a vector."""
+        segments = self.choice.strips.segments
+        return vector * self.output.lanes if segments is None else segments.reads[vector]
 
     def _read(self, x: Value, at: Value, index: int) -> Value:
         """The address that the offset numbered `index` from `at` on stands for."""
@@ -265,7 +330,7 @@ class _Code:
         words = f.offset(at, self.offsets.size)
         weights = [dot.any_weights(f, f.splat(f.load(I32, words, s, align=1), kind)) for s in range(shared)]
         for v in range(len(totals[0])):
-            quads = f.load(kind, pixels, v * kind.lanes)
+            quads = f.load(kind, pixels, self._at(v))
             for row, weight in zip(totals, weights):
                 row[v].set(dot.add_any(f, row[v].get(), quads, weight))
         position.set(f.offset(at, self.offsets.single_bytes(shared)))
@@ -297,20 +362,22 @@ def emit(
     row_count = -(-shape.outputs // choice.shared)
     work = divided(len(s.strips), shape.batch * shape.groups, row_count, plan.threads, choice.cycles)
     offsets = Offsets.of(-(-shape.inputs // dot.channels), s.taps, s.span)
-    packed = pack(weights, offsets, dot, choice.shared, work)
-    parts = packed.starts.shape[1]
+    packed = pack(weights, offsets, dot, choice.shared, work, choice.block)
+    _, parts, blocks = packed.starts.shape
     frame = IntegerFrame.open(f, source, shape, s, dot, work, out, epilogue, own=3, merged=merged)
     stream, rows, starts = frame.own
     counts = of_dtype(packed.rows.dtype)
     code = _Code(
         frame,
         choice,
-        f.offset(stream, f.load(I64, starts, frame.group * parts + frame.part.row_part)),
-        f.offset(rows, (frame.group * row_count + frame.part.first_row) * 3, counts),
+        stream,
+        f.offset(rows, (frame.group * row_count + frame.part.first_row) * (3 * blocks), counts),
+        f.offset(starts, (frame.group * parts + frame.part.row_part) * blocks, I64),
+        blocks,
         offsets,
         counts,
     )
-    plan.scratch(frame.packed_bytes)
+    plan.scratch(code.packed_bytes + work.most_rows * code.row_bytes)
     frame.each_strip(code.tiles)
     own = (packed.stream, packed.rows, packed.starts)
     dense = math.isclose(info["sparsity"], 0, abs_tol=0.02)

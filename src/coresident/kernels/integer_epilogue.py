@@ -16,7 +16,7 @@ from coresident.graph.expression import Expression
 from coresident.graph.graph import Node
 from coresident.kernels.integer_expression import Ranged, evaluate, known
 from coresident.kernels.lowering import Operand, Plan, Tensor
-from coresident.kernels.spread import ORDER, SEGMENT
+from coresident.kernels.spread import GROUP, SEGMENT, Segments, spread_over
 from coresident.kernels.vectors import store_first
 
 
@@ -135,6 +135,10 @@ def _quantised(expression: Expression, kinds: Sequence[tuple[str, Any]]) -> tupl
     return (float(scale), int(point), dtype) if np.dtype(dtype).itemsize == 1 else None
 
 
+def _padded(order: list[int], size: int) -> list[int]:
+    return order + order[:1] * (size - len(order))
+
+
 @dataclass(frozen=True)
 class IntegerOutput:
     """Stores rows of sums.
@@ -199,27 +203,72 @@ class IntegerOutput:
                     self._put(f, to_memory(f, result), rows[0], at + i, part, offsets)
             at += size
 
+    def prefetch_segments(
+        self, f: Function, channel: Value, segments: Segments, offsets: Sequence[Value]
+    ) -> None:
+        """Ask for the lines that `store_segment` will write and read of each segment."""
+        rows = [row for segment in segments.writes for row in segment if row is not None]
+        for i, dtype in enumerate(self.dtypes):
+            plane = (channel * self.channel_strides[i] + offsets[i]) * dtype.itemsize
+            start = f.offset(self.pointers[i], plane)
+            for row in rows:
+                for line in range(0, segments.pixels * dtype.itemsize, 64):
+                    f.prefetch(start, row[i] * dtype.itemsize + line, write=i == 0)
+
     def store_segment(
-        self, f: Function, channel: Value, totals: Sequence[Value], offsets: Sequence[Value]
+        self,
+        f: Function,
+        channel: Value,
+        totals: Sequence[Value],
+        segments: Segments,
+        number: int,
+        offsets: Sequence[Value],
     ) -> None:
         """Finish one output channel's sums of a segment, whose lanes are spread out, and store its pixels.
 
         Args:
             channel, totals, offsets: as `store` takes them.
+            number: of the segment in the tile.
         """
-        scalars, rows = self._channel(f, channel, offsets)
-        tensors = []
-        for row, dtype in zip(rows[1:], self.dtypes[1:]):
-            spread = f.shuffle(f.load(of_dtype(dtype).by(SEGMENT), row), None, ORDER)
-            parts = [
-                f.shuffle(spread, None, range(at, at + self.lanes)) for at in range(0, SEGMENT, self.lanes)
-            ]
-            tensors.append([to_register(f, part, dtype) for part in parts])
+        scalars, starts = self._channel(f, channel, offsets)
+        spread, rows = segments.spread, segments.writes[number]
+        tensors = [self._spread_out(f, i, start, segments, number) for i, start in enumerate(starts[1:], 1)]
         results = [
             self.epilogue.apply(f, total, [parts[v] for parts in tensors], scalars)
             for v, total in enumerate(totals)
         ]
-        self._put(f, f.shuffle(self._in_memory(f, results), None, ORDER), rows[0], 0, SEGMENT, offsets)
+        # Groups by eight, the last ones repeated to a power of two.
+        size = SEGMENT // self.lanes
+        parts = [results[at : at + size] for at in range(0, len(results), size)]
+        whole = [self._in_memory(f, part + part[-1:] * (size - len(part))) for part in parts]
+        width = 1 << (spread.pixels - 1).bit_length()
+        together = max(SEGMENT // width, 1)
+        for first in range(0, spread.rows, together):
+            numbers = range(first, min(first + together, spread.rows))
+            order = [at for row in numbers for at in _padded(spread.row(row), width)]
+            vector = f.shuffle(whole[0], whole[1] if len(whole) > 1 else None, order)
+            for i, row in enumerate(rows[first : first + together]):
+                if row is not None:
+                    one = f.shuffle(vector, None, range(i * width, (i + 1) * width))
+                    store_first(f, one, starts[0], row[0], segments.pixels)
+
+    def _spread_out(
+        self, f: Function, index: int, start: Value, segments: Segments, number: int
+    ) -> list[Typed]:
+        """What a tensor has for each vector of a segment."""
+        dtype, spread = self.dtypes[index], segments.spread
+        kind, pitch = of_dtype(dtype), 1 << (spread.pixels - 1).bit_length()
+        first = segments.writes[number][0]
+        assert first is not None
+        rows = [
+            f.load(kind.by(pitch), start, (row if row is not None else first)[index])
+            for row in segments.writes[number]
+        ]
+        found = []
+        for at in range(0, spread.width, self.lanes // GROUP):
+            order = spread.lanes(range(at, at + self.lanes // GROUP), pitch)
+            found.append(to_register(f, spread_over(f, rows, order), dtype))
+        return found
 
     def _merged_row(self, f: Function, row: Value, at: Value) -> tuple[Value, Value]:
         """The output channel that a pair of phases from row `row` on belongs to, and where it is written."""

@@ -16,7 +16,7 @@ from coresident.kernels.frame import Shape
 from coresident.kernels.integer_epilogue import IntegerEpilogue, IntegerOutput
 from coresident.kernels.integer_strips import Strips
 from coresident.kernels.lowering import Operand, Plan, Tensor
-from coresident.kernels.spread import GROUP, ORDER, SEGMENT, Segments
+from coresident.kernels.spread import GROUP, SEGMENT, Segments, spread_over
 from coresident.kernels.tiling import Cut, Part
 
 
@@ -158,13 +158,14 @@ class IntegerFrame:
                 for k in range(size)
             ]
             target = f.offset(f["scratch"], quad * s.span, self.dot.element_bytes)
+            columns = s.runs.shape[1]
             with f.loop(first, end) as run:
-                source, place, length = (
-                    f.convert(f.load(I32, self.runs, run * 3 + i), I64) for i in range(3)
+                source, place, length, *below = (
+                    f.convert(f.load(I32, self.runs, run * columns + i), I64) for i in range(columns)
                 )
                 begin = f.offset(target, place, self.dot.element_bytes)
                 if s.segments is not None:
-                    self._pack_segment(s.segments, [f.offset(channel, source) for channel in channels], begin)
+                    self._pack_segment(s.segments, channels, [source, *below], begin)
                 else:
                     self._pack_run(channels, source, length, width, begin)
 
@@ -179,20 +180,32 @@ class IntegerFrame:
             for i, vector in enumerate(vectors):
                 f.store(vector, target, at + i * vector.type.lanes)
 
-    def _pack_segment(self, segments: Segments, channels: Sequence[Value], target: Value) -> None:
-        """Interleave a segment's input from the channels' addresses on, its pixels spread out over groups."""
-        f = self.function
+    def _pack_segment(
+        self, segments: Segments, channels: Sequence[Value], sources: Sequence[Value], target: Value
+    ) -> None:
+        """Interleave a segment's input, its pixels spread out over groups.
+
+        Args:
+            sources: elements from a channel's address to each row of lanes.
+        """
+        f, spread = self.function, segments.spread
+        # Two vectors at most; a single row of lanes, which is a vector itself, is read once for each.
+        pitch = SEGMENT // spread.rows * (1 if spread.rows == 1 else 2)
+        rows = [
+            [self._pixels(channel, source, pitch) for source in sources] if spread.rows > 1 else []
+            for channel in channels
+        ]
         for first in range(0, segments.groups, GROUP):
-            held = min(segments.groups - first, GROUP) * GROUP
-            rows = [
-                f.shuffle(self._pixels(channel, f.constant(first, I64), SEGMENT), None, ORDER[:held])
-                for channel in channels
-            ]
+            held = min(segments.groups - first, GROUP)
+            if spread.rows == 1:
+                rows = [[self._pixels(channel, sources[0] + first, pitch)] for channel in channels]
+            order = spread.lanes(range(held) if spread.rows == 1 else range(first, first + held), pitch)
+            spread_out = [spread_over(f, of_channel, order) for of_channel in rows]
             # A power of two at a time: the groups beyond a segment are few.
             at = 0
-            while at < held:
-                width = 1 << ((held - at).bit_length() - 1)
-                parts = [f.shuffle(row, None, range(at, at + width)) for row in rows]
+            while at < held * GROUP:
+                width = 1 << ((held * GROUP - at).bit_length() - 1)
+                parts = [f.shuffle(row, None, range(at, at + width)) for row in spread_out]
                 for i, vector in enumerate(integers.interleaved(f, parts)):
                     f.store(vector, target, first * GROUP + at + i * vector.type.lanes)
                 at += width

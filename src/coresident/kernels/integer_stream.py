@@ -41,6 +41,10 @@ class Entries:
     column: Array
     weights: Array
 
+    def among(self, which: Array) -> Entries:
+        """Those that a mask or indices pick."""
+        return Entries(self.row[which], self.column[which], self.weights[which])
+
 
 def elements(weights: Array, channels: int) -> Array:
     """[outputs, inputs, taps] -> [outputs, elements * taps, channels of one] int16, zeros after the last."""
@@ -170,8 +174,8 @@ class Packed:
         stream: bytes: of each row steps of `depth` offsets, then as many times `shared` quads of weights;
             then the singles, an offset and a quad each.
         rows: [.., 3] uint16 or uint32: the first output channel of a row, its numbers of steps and of
-            singles, in order of these numbers within each (group, part of the rows).
-        starts: [groups, parts of the rows] int64: where each begins in `stream`.
+            singles, in order of these numbers within each (group, part of the rows, block).
+        starts: [groups, parts of the rows, blocks] int64: where each begins in `stream`.
         entries: in all.
         lacking: [groups, outputs] int64: what the sums lack because of the singles.
     """
@@ -232,36 +236,47 @@ class Offsets:
         return self.size + 4 * shared
 
 
-def pack(weights: Array, offsets: Offsets, dot: Dot, shared: int, work: Cut) -> Packed:
-    """The stream of [groups, outputs, inputs, taps]."""
+def pack(weights: Array, offsets: Offsets, dot: Dot, shared: int, work: Cut, block: int) -> Packed:
+    """The stream of [groups, outputs, inputs, taps].
+
+    Args:
+        block: elements of the input channels that are added before the next ones are.
+    """
     streams: list[Array] = []
     rows: list[Array] = []
     starts: list[int] = []
     lacking = np.zeros(weights.shape[:2], np.int64)
     at = entries_in_all = 0
+    of_block = np.arange(offsets.table.size) // (block * weights.shape[3])
+    blocks = range(int(of_block[-1]) + 1)
     for group, lacks in zip(weights, lacking):
         whole = elements(group, dot.channels)
         for first, end in map(work.row_range, range(work.row_parts)):
             channels = first_channels(len(whole), shared)[first:end]
-            e = entries(_grouped(whole, channels, shared), dot)
-            found = (_gathered_rows if dot.gathers else _rows)(e, offsets, dot, end - first)
-            data, steps, singles = found.data, found.steps, found.singles
-            lacks[channels[:, None] + np.arange(shared)] = found.lacking
-            order = np.lexsort((-singles, -steps))
-            counts = steps * dot.depth + singles
-            begins = np.cumsum(counts) - counts
-            spread = np.repeat(begins[order] - (np.cumsum(counts[order]) - counts[order]), counts[order])
-            streams.append(data[np.arange(len(data)) + spread].reshape(-1))
-            rows.append(np.stack([channels, steps, singles], axis=1)[order])
-            starts.append(at)
-            at += data.size
-            entries_in_all += len(data)
+            every = entries(_grouped(whole, channels, shared), dot)
+            for number in blocks:
+                e = every.among(of_block[every.column] == number)
+                found = (_gathered_rows if dot.gathers else _rows)(e, offsets, dot, end - first)
+                data, steps, singles = found.data, found.steps, found.singles
+                # Channels that are in two rows lack the same in both.
+                lack = np.zeros_like(lacks)
+                lack[channels[:, None] + np.arange(shared)] = found.lacking
+                lacks += lack
+                order = np.lexsort((-singles, -steps))
+                counts = steps * dot.depth + singles
+                begins = np.cumsum(counts) - counts
+                spread = np.repeat(begins[order] - (np.cumsum(counts[order]) - counts[order]), counts[order])
+                streams.append(data[np.arange(len(data)) + spread].reshape(-1))
+                rows.append(np.stack([channels, steps, singles], axis=1)[order])
+                starts.append(at)
+                at += data.size
+                entries_in_all += len(data)
     padding = np.zeros(UNROLL * offsets.step_bytes(dot, shared), np.uint8)
-    every = np.concatenate(rows)
+    described = np.concatenate(rows)
     return Packed(
         np.concatenate([*streams, padding]),
-        every.astype(np.uint16 if every.max(initial=0) < 1 << 16 else np.uint32),
-        np.array(starts, np.int64).reshape(len(weights), -1),
+        described.astype(np.uint16 if described.max(initial=0) < 1 << 16 else np.uint32),
+        np.array(starts, np.int64).reshape(len(weights), -1, len(blocks)),
         entries_in_all,
         lacking,
     )
@@ -273,7 +288,7 @@ def _paired(e: Entries, dot: Dot, rows: int) -> tuple[Array, Array]:
     if not dot.held:
         return every[:, None], every[:0]
     fits = np.flatnonzero((_loads(e.weights) <= Dot.BOUND).all(axis=(1, 2)))
-    picked = pair(Entries(e.row[fits], e.column[fits], e.weights[fits]), rows)
+    picked = pair(e.among(fits), rows)
     lone = picked[:, 1] < 0
     together = fits[picked[~lone]].reshape(-1, 2)
     alone = np.ones(len(e.row), bool)

@@ -29,7 +29,8 @@ class Strips:
 
     Args:
         runs: [.., 3] int32: what is packed of a channel: elements from the strip's first to the run's first,
-            the packed pixel that becomes, pixels.
+            the packed pixel that becomes, pixels. Of segments with several rows of lanes, elements from the
+            strip's first to each row's follow.
         strips: [strips, 5] int32: first run and end, first tile and end, elements from the picture's first to
             the strip's first.
         tiles: [tiles, 2 + extras] int32: packed pixels from the strip's first to the tile's, elements from

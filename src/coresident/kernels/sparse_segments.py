@@ -16,7 +16,7 @@ from coresident.codegen.builder import Function, Value
 from coresident.codegen.types import Type
 from coresident.kernels.geometry import Geometry, Tiles
 from coresident.kernels.layout import Layout
-from coresident.kernels.spread import GROUP, SEGMENT, Segments, starts_of, transposed
+from coresident.kernels.spread import GROUP, ONE_ROW, SEGMENT, Segments, starts_of, transposed
 
 PACKING = 36.0
 """Cycles to pack a channel's segment of one row, most of them for lines from L2 and L3 (shuffles alone take
@@ -98,8 +98,8 @@ def cut(
     places = np.array(list(itertools.product(*starts)), np.int64)
     table = np.stack([places @ np.array(c, np.int64) for c in columns], axis=1)
     reads = tuple(row * pitch + at for row in range(down) for at in range(0, SEGMENT, lanes))
-    writes = tuple(tuple(row * c[-2] for c in columns[1:]) for row in range(down))
+    writes = tuple((tuple(row * c[-2] for c in columns[1:]),) for row in range(down))
     whole = Tiles(
         table.astype(np.int32), len(table), len(reads), 0, lanes, lanes, False, int(np.prod(spatial))
     )
-    return whole, Packing(Segments(groups, reads, writes), rows, taps)
+    return whole, Packing(Segments(ONE_ROW, groups, reads, writes, SEGMENT), rows, taps)

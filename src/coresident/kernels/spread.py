@@ -1,4 +1,4 @@
-"""Segments: runs of pixels spread over lanes so that whichever tap reads a vector, it lies in one cache line.
+"""Segments: pixels spread over lanes so that whichever tap reads a vector, it lies in one cache line.
 
 A vector in two lines takes half as long again to load, and of a 3 x 3 kernel's taps on rows of pixels seven
 or eight of nine read such vectors. Hence neighbouring lanes hold pixels that are some way apart. A *segment*
@@ -9,6 +9,8 @@ of a row is packed in *groups* of `GROUP` lanes, and pixels that are neighbours 
 so that the next pixel's vector lies one group further on: half a line, which loads take as well as a whole
 one. The groups before the first and after the last hold what a kernel reads beyond the segment. Without these
 a segment is a square matrix that is transposed: as pixels are packed, and again before results are stored.
+
+Where rows are shorter, the lanes of a group are spread over several of them (`Spread`).
 """
 
 from __future__ import annotations
@@ -16,16 +18,72 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from coresident.codegen import integers
 from coresident.codegen.builder import Function, Value
 
 GROUP = 8
 """Lanes of a group: half a cache line of elements of 32 bits."""
 
 SEGMENT = GROUP * GROUP
-"""Pixels of a segment."""
+"""Pixels of a segment of one row."""
 
-ORDER = tuple(lane % GROUP * GROUP + lane // GROUP for lane in range(SEGMENT))
-"""Of each lane of a segment, group after group, which pixel it holds; and of each pixel, which lane."""
+
+@dataclass(frozen=True)
+class Spread:
+    """Where the lanes of a group lie.
+
+    Args:
+        rows, columns: of lanes, `GROUP` of them.
+        width: pixels beside each other that a lane goes through from group to group, an even number.
+    """
+
+    rows: int
+    columns: int
+    width: int
+
+    @property
+    def pixels(self) -> int:
+        """Of a row of lanes."""
+        return self.columns * self.width
+
+    @property
+    def size(self) -> int:
+        """Pixels of a segment."""
+        return self.rows * self.pixels
+
+    def row(self, number: int) -> list[int]:
+        """Of the pixels of a row of lanes, their places in the segment, which lies group after group."""
+        return [
+            group * GROUP + number * self.columns + column
+            for column in range(self.columns)
+            for group in range(self.width)
+        ]
+
+    def lanes(self, groups: range, pitch: int) -> list[int]:
+        """Of the lanes of some groups, the pixels that they hold, from where rows lie `pitch` apart."""
+        return [
+            row * pitch + column * self.width + group
+            for group in groups
+            for row in range(self.rows)
+            for column in range(self.columns)
+        ]
+
+
+ONE_ROW = Spread(1, GROUP, GROUP)
+
+
+def spreads(width: int, reach: int) -> list[Spread]:
+    """Ways to spread groups over rows of a width, for kernels that read `reach` pixels beyond.
+
+    Two vectors of bytes then hold what a channel's rows of lanes read.
+    """
+    found = [ONE_ROW] if width >= SEGMENT else []
+    for columns in (1, 2, 4):
+        each = -(-width // columns)
+        each += each % 2
+        if GROUP <= each + reach <= 2 * GROUP:
+            found.append(Spread(GROUP // columns, columns, each))
+    return found
 
 
 @dataclass(frozen=True)
@@ -33,15 +91,27 @@ class Segments:
     """Tiles that consist of segments below each other.
 
     Args:
+        spread: of each.
         groups: that a segment is packed in.
         reads: packed pixels from a tile's first to each of its vectors.
-        writes: of each segment, elements from a tile's first pixel to the segment's, in the output and in
-            each further operand of its shape.
+        writes: of each segment, and each of its rows of lanes, elements from a tile's first pixel to the
+            row's, in the output and in each further operand of its shape; None for rows that are not there.
+        pixels: of a row that are there.
     """
 
+    spread: Spread
     groups: int
     reads: tuple[int, ...]
-    writes: tuple[tuple[int, ...], ...]
+    writes: tuple[tuple[tuple[int, ...] | None, ...], ...]
+    pixels: int
+
+
+def spread_over(f: Function, rows: Sequence[Value], order: Sequence[int]) -> Value:
+    """Of what two vectors can hold, row after row, the elements in an order."""
+    if len(rows) == 1:
+        return f.shuffle(rows[0], None, order)
+    half = len(rows) // 2
+    return f.shuffle(integers.joined(f, rows[:half]), integers.joined(f, rows[half:]), order)
 
 
 def starts_of(length: int, width: int) -> list[int]:
