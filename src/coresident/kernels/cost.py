@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from coresident.codegen.integers import Dot
 from coresident.codegen.target import Target
 
 OUTSTANDING_LINES = 28
@@ -99,6 +100,11 @@ def dense_tile(
     lines = rows * vectors * vector_bytes / 64 * (1 + extras)
     stall = LINE_STALL * max(lines - OUTSTANDING_LINES, 0.0)
     return depth * max(fma, load, issue, latency, far) * slow + 40 + rows * vectors * 2.5 + stall
+
+
+def adds_at_once(target: Target, dot: Dot) -> bool:
+    """Whether products of bytes are added to 32 bits at once, by the widest vectors."""
+    return target.vector_bits == 512 and not dot.held
 
 
 def panel_products(machine: Machine, vectors: int, pixels: int, products: int, instructions: int) -> float:

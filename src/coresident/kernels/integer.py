@@ -41,7 +41,7 @@ QUAD = 4
 GATHERED = 0.5
 """Share of weights that are not zero above which to bring single ones together is never tried."""
 
-STREAM_MARGIN, DIRECT_MARGIN = 1.3, 1.13
+STREAM_MARGIN, DIRECT_MARGIN = 1.3, 1.08
 """Measured over modelled cycles of a stream of entries, relative to those of panels: of Zen 3 and sums in 16
 bits, and of Zen 4 and vpdpbusd."""
 
@@ -76,12 +76,7 @@ class _Rates:
     def of(plan: Plan, dot: Dot, strips: Strips) -> _Rates:
         if strips.segments is not None:
             return _SEGMENTS
-        return _DIRECT if _direct(plan, dot) and len(strips.taps) == 1 else _USUAL
-
-
-def _direct(plan: Plan, dot: Dot) -> bool:
-    """Whether products are added at once, with the widest vectors."""
-    return plan.target.vector_bits == 512 and not dot.held
+        return _DIRECT if cost.adds_at_once(plan.target, dot) and len(strips.taps) == 1 else _USUAL
 
 
 _USUAL = _Rates(1.5, 1.0, 0.2, 1.17, 1.33, 12.0, 3.0, 0.0, 1.5, 1.0)
@@ -193,7 +188,7 @@ def convolution(node: Node, plan: Plan) -> None:
         return
     choice = choose(plan, shape, split, places)
     panels = integer_panel.choose(plan, shape, split, places)
-    margin = DIRECT_MARGIN if _direct(plan, choice.dot) else STREAM_MARGIN
+    margin = DIRECT_MARGIN if cost.adds_at_once(plan.target, choice.dot) else STREAM_MARGIN
     if panels is not None and panels.cycles < margin * choice.cycles:
         integer_panel_code.emit(plan, source, shape, panels, split, start, out, epilogue, info)
         return
@@ -332,6 +327,9 @@ def _cycles(
     far = rates.far * missed * vectors * plan.target.vector_bits / 8 / machine.l2_bytes
     # Each lane's sums are a chain of additions.
     step = max(loads, products, issue, 1.5 * dot.depth) + dot.depth * far
+    if vectors == 1 and cost.adds_at_once(plan.target, dot):
+        # Each vector that comes from L2 is read for a few products alone, so that any delay shows.
+        step *= 1.2
     if dot.gathers:
         fours = -(-vectors // 4)
         issue = cost.integer_issue(machine, fours * (8 + 4 * dot.arithmetic) + 1)
