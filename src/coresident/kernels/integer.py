@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import halo, is_depthwise, window
 from coresident.kernels.integer_code import Choice
 from coresident.kernels.integer_epilogue import IntegerEpilogue
+from coresident.kernels.integer_frame import NO_COLUMNS, Columns
 from coresident.kernels.integer_segments import segment_strips
 from coresident.kernels.integer_stream import Count
 from coresident.kernels.integer_strips import Places, Strips, evenly, flat_strips, pitched_strips, row_strips
@@ -186,13 +187,47 @@ def convolution(node: Node, plan: Plan) -> None:
         flat = weights.reshape(outputs, taps)
         integer_depthwise.emit(node, plan, source, flat, start, out, epilogue, info)
         return
+    shape, split, places, columns = _fold_columns(shape, split, places)
     choice = choose(plan, shape, split, places)
     panels = integer_panel.choose(plan, shape, split, places)
     margin = DIRECT_MARGIN if cost.adds_at_once(plan.target, choice.dot) else STREAM_MARGIN
     if panels is not None and panels.cycles < margin * choice.cycles:
-        integer_panel_code.emit(plan, source, shape, panels, split, start, out, epilogue, info)
+        integer_panel_code.emit(
+            plan, source, shape, panels, split, start, out, epilogue, info, columns=columns
+        )
         return
-    integer_code.emit(plan, source, shape, choice, split, start, out, epilogue, info)
+    integer_code.emit(plan, source, shape, choice, split, start, out, epilogue, info, columns=columns)
+
+
+def _fold_columns(
+    shape: Shape, weights: np.ndarray[Any, Any], places: Places
+) -> tuple[Shape, np.ndarray[Any, Any], Places, Columns]:
+    """The columns of a kernel as input channels, where elements are fewer then: 3 channels and 7 columns fill
+    6 elements rather than 7 that each lack a channel.
+
+    Args:
+        weights: [groups, outputs, inputs, taps].
+    """
+    same = shape, weights, places, NO_COLUMNS
+    lines = list(dict.fromkeys(position[:-1] for position in places.positions))
+    count = len(places.positions) // len(lines)
+    firsts = [places.positions[i][-1] for i in range(count)]
+    apart = firsts[1] - firsts[0] if count > 1 else 0
+    wanted = [(*line, firsts[0] + i * apart) for line in lines for i in range(count)]
+    if shape.inputs % QUAD == 0 or count == 1 or list(places.positions) != wanted:
+        return same
+    groups, outputs, inputs, taps = weights.shape
+    folded = weights.reshape(groups, outputs, inputs, taps // count, count).swapaxes(3, 4)
+    folded = np.ascontiguousarray(folded).reshape(groups, outputs, inputs * count, taps // count)
+    before, after = (
+        np.count_nonzero(integer_stream.elements(w[0], QUAD).any(axis=2)) for w in (weights, folded)
+    )
+    if after >= before:
+        return same
+    columns = Columns(count, apart * places.source.strides[-1])
+    positions = tuple((*line, firsts[0]) for line in lines)
+    narrow = replace(shape, inputs=inputs * count, taps=taps // count)
+    return narrow, folded, replace(places, positions=positions), columns
 
 
 def describe(

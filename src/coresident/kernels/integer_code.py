@@ -17,7 +17,7 @@ from coresident.codegen.types import I8, I32, I64, Type, of_dtype
 from coresident.kernels import integer_frame
 from coresident.kernels.frame import Shape
 from coresident.kernels.integer_epilogue import IntegerEpilogue, IntegerOutput
-from coresident.kernels.integer_frame import IntegerFrame
+from coresident.kernels.integer_frame import NO_COLUMNS, Columns, IntegerFrame
 from coresident.kernels.integer_stream import UNROLL, Offsets, pack
 from coresident.kernels.integer_strips import Strips
 from coresident.kernels.lowering import Plan, Tensor
@@ -348,6 +348,7 @@ def emit(
     info: dict[str, Any],
     barrier: bool = True,
     merged: tuple[tuple[int, int], ...] | None = None,
+    columns: Columns = NO_COLUMNS,
 ) -> None:
     """Add the convolution's step.
 
@@ -356,6 +357,7 @@ def emit(
         bias: [groups * outputs] int32, with the correction for the input's zero point.
         barrier: False if the next step does not depend on it.
         merged: as `IntegerOutput` takes it.
+        columns: of the kernel, that are among the input channels already.
     """
     f = kernel(plan.target, "conv_integer")
     s, dot = choice.strips, choice.dot
@@ -364,7 +366,9 @@ def emit(
     offsets = Offsets.of(-(-shape.inputs // dot.channels), s.taps, s.span)
     packed = pack(weights, offsets, dot, choice.shared, work, choice.block)
     _, parts, blocks = packed.starts.shape
-    frame = IntegerFrame.open(f, source, shape, s, dot, work, out, epilogue, own=3, merged=merged)
+    frame = IntegerFrame.open(
+        f, source, shape, s, dot, work, out, epilogue, own=3, merged=merged, columns=columns
+    )
     stream, rows, starts = frame.own
     counts = of_dtype(packed.rows.dtype)
     code = _Code(

@@ -21,6 +21,23 @@ from coresident.kernels.tiling import Cut, Part
 
 
 @dataclass(frozen=True)
+class Columns:
+    """Columns of a kernel that are input channels, so that few channels fill elements.
+
+    Args:
+        count: channels that each of the input stands for, one after another.
+        apart: elements from what one of them reads to what the next does.
+    """
+
+    count: int
+    apart: int
+
+
+NO_COLUMNS = Columns(1, 0)
+"""Each channel stands for itself."""
+
+
+@dataclass(frozen=True)
 class IntegerFrame:
     """The arguments of an integer convolution, read, and the part of the work that its task is.
 
@@ -34,6 +51,7 @@ class IntegerFrame:
         shape: what is multiplied.
         x: address of the picture's and group's pixel 0.
         channel_stride: elements between channels of the input.
+        columns: that are channels.
         strip_table, tiles, runs, bias: addresses of the tables.
         own: the kernel's own words.
         output: stores results; its channels count from the picture's first.
@@ -48,6 +66,7 @@ class IntegerFrame:
     shape: Shape
     x: Value
     channel_stride: int
+    columns: Columns
     strip_table: Value
     tiles: Value
     runs: Value
@@ -70,6 +89,7 @@ class IntegerFrame:
         epilogue: IntegerEpilogue,
         own: int,
         merged: tuple[tuple[int, int], ...] | None = None,
+        columns: Columns = NO_COLUMNS,
     ) -> IntegerFrame:
         """Begin a kernel that has `own` words of its own.
 
@@ -102,8 +122,9 @@ class IntegerFrame:
             strips=strips,
             dot=dot,
             shape=shape,
-            x=f.offset(x, picture * strides[0] + group * (shape.inputs * strides[1])),
+            x=f.offset(x, picture * strides[0] + group * (shape.inputs // columns.count * strides[1])),
             channel_stride=strides[1],
+            columns=columns,
             strip_table=table,
             tiles=tiles,
             runs=runs,
@@ -152,9 +173,7 @@ class IntegerFrame:
             width = 8
         with f.loop(0, self.elements) as quad:
             channels = [
-                f.offset(
-                    self.x, f.minimum(quad * size + k, self.shape.inputs - 1) * self.channel_stride + base
-                )
+                f.offset(self.x, self._channel(f.minimum(quad * size + k, self.shape.inputs - 1)) + base)
                 for k in range(size)
             ]
             target = f.offset(f["scratch"], quad * s.span, self.dot.element_bytes)
@@ -168,6 +187,13 @@ class IntegerFrame:
                     self._pack_segment(s.segments, channels, [source, *below], begin)
                 else:
                     self._pack_run(channels, source, length, width, begin)
+
+    def _channel(self, number: Value) -> Value:
+        """Elements from pixel 0 of the input to that of a channel."""
+        if self.columns.count == 1:
+            return number * self.channel_stride
+        whole, column = number / self.columns.count, number % self.columns.count
+        return whole * self.channel_stride + column * self.columns.apart
 
     def _pack_run(
         self, channels: Sequence[Value], source: Value, length: Value, width: int, target: Value

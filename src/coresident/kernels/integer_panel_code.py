@@ -13,7 +13,7 @@ from coresident.kernels import integer_frame
 from coresident.kernels.dense_code import factor_taps
 from coresident.kernels.frame import Shape
 from coresident.kernels.integer_epilogue import IntegerEpilogue
-from coresident.kernels.integer_frame import IntegerFrame
+from coresident.kernels.integer_frame import NO_COLUMNS, Columns, IntegerFrame
 from coresident.kernels.integer_panel import Choice, pack
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.panel_sums import ELEMENT, PanelSums, shares
@@ -128,12 +128,13 @@ def emit(
     epilogue: IntegerEpilogue,
     info: dict[str, Any],
     barrier: bool = True,
+    columns: Columns = NO_COLUMNS,
 ) -> None:
     """Add the convolution's step; arguments as those of `integer_code.emit`."""
     f = kernel(plan.target, "conv_integer_panel")
     s, dot = choice.strips, choice.dot
     work = choice.work(shape, plan.threads)
-    frame = IntegerFrame.open(f, source, shape, s, dot, work, out, epilogue, own=5)
+    frame = IntegerFrame.open(f, source, shape, s, dot, work, out, epilogue, own=5, columns=columns)
     weights_at, outer_at, *rest_at = frame.own
     outer, inner = factor_taps(s.taps)
     packed = pack(weights, choice, frame.output.lanes)
