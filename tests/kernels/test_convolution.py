@@ -230,21 +230,21 @@ def _in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sparse, "_segments", forced)
 
 
+SHORT_ROWS = (7, 14, 16, 18, 28, 32, 43, 50, 56)
 SEGMENTED = [name for name in (*TARGETS, *WIDTHS) if (RUN_TARGETS | WIDTHS)[name].lanes(F32) == 16]
 
 
 @pytest.mark.parametrize("target", SEGMENTED)
 @pytest.mark.parametrize("seed", few(range(6000, 6040), 12))
 def test_segments_of_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of any length, blocks of input channels and residuals; a last tile overlaps the one before."""
+    """Long rows, and several short ones; blocks of input channels and residuals; a last tile overlaps the one
+    before, or has rows that are not there."""
     _in_segments(monkeypatch)
     rng = np.random.default_rng(seed)
     rank = int(rng.choice([2, 2, 3]))
     kernel = (*(int(k) for k in rng.choice([1, 2, 3], rank - 1)), int(rng.choice([2, 3, 5])))
-    spatial = (
-        *(int(s) for s in rng.integers(5, 12 if rank == 2 else 7, rank - 1)),
-        int(rng.integers(72, 200)),
-    )
+    columns = int(rng.integers(72, 200)) if rng.random() < 0.4 else int(rng.choice(SHORT_ROWS))
+    spatial = (*(int(s) for s in rng.integers(5, 20 if rank == 2 else 9, rank - 1)), columns)
     pads = tuple(int(p) for p in rng.integers(0, 3, 2 * rank))
     dilations = tuple(int(d) for d in rng.choice([1, 1, 2], rank))
     group, density = int(rng.choice([1, 1, 2])), float(rng.choice([0.05, 0.2, 0.5]))
@@ -259,11 +259,13 @@ def test_segments_of_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatc
     check_node(node, feeds, constants, target=target, threads=1 + seed % 2)
 
 
+@pytest.mark.parametrize("spatial", [(9, 100), (7, 7), (14, 14), (28, 28), (13, 32), (56, 56)])
 @pytest.mark.parametrize("target", SEGMENTED)
-def test_segments_are_taken(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_are_taken(target: str, spatial: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     _in_segments(monkeypatch)
-    case = Case(1, 40, 8, (9, 100), (3, 3), (1, 1), (1,) * 4, (1, 1), density=0.1)
+    case = Case(1, 40, 8, spatial, (3, 3), (1, 1), (1,) * 4, (1, 1), density=0.1)
     node, feeds, constants = case.feeds(0)
+    check_node(node, feeds, constants, target=target)
     program = Planner(graph_of([node], feeds, ["y"], constants), (RUN_TARGETS | WIDTHS)[target], 1).program()
     assert any("segments" in str(step.info.get("tile")) for step in program.steps)
 

@@ -3,6 +3,7 @@ output."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from coresident.codegen.types import F32, I32, I64, Type
 from coresident.kernels.epilogue import Epilogue, Output
 from coresident.kernels.geometry import Geometry, Tiles, border_mask, segments
 from coresident.kernels.lowering import Operand, Plan, Tensor
-from coresident.kernels.spread import SEGMENT, Segments, transposed
+from coresident.kernels.spread import ONE_ROW, SEGMENT, Segments, together, transposed
 from coresident.kernels.tiling import Cut, Part
 
 
@@ -59,13 +60,43 @@ class Here:
     last: int
     segments: Segments | None = None
 
-    def pieces(self, lanes: int) -> list[tuple[int, Sequence[Value]]]:
-        """What of the tile lies side by side: vectors, and their offsets."""
+    def pieces(self, lanes: int) -> list[Piece]:
+        """What of the tile lies side by side."""
         if self.segments is None:
-            return [(self.vectors, self.offsets)]
-        size = SEGMENT // lanes
-        rows = (row for segment in self.segments.writes for row in segment if row is not None)
-        return [(size, [o + by for o, by in zip(self.offsets, moved)]) for moved in rows]
+            return [Piece(self.vectors, self.offsets, self.last, 0, 0)]
+        spread, found = self.segments.spread, []
+        for number, segment in enumerate(self.segments.writes):
+            if spread == ONE_ROW:
+                assert segment[0] is not None
+                offsets = [o + by for o, by in zip(self.offsets, segment[0])]
+                found.append(Piece(SEGMENT // lanes, offsets, lanes, number, 0))
+                continue
+            for row, column in itertools.product(range(spread.rows), range(spread.columns)):
+                moved, first = segment[row], column * spread.width
+                if moved is not None and first < self.segments.pixels:
+                    offsets = [o + (by + first) for o, by in zip(self.offsets, moved)]
+                    last = min(spread.width, self.segments.pixels - first)
+                    found.append(Piece(1, offsets, last, number, row * spread.columns + column))
+        return found
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of a tile whose pixels are neighbours.
+
+    Args:
+        vectors: of pixels.
+        offsets: elements from pixel 0 to its first, in y and in each tensor of the epilogue.
+        last: pixels of its last vector to be written.
+        segment: it belongs to.
+        index: of its vectors among those that the segment's become when they are brought together.
+    """
+
+    vectors: int
+    offsets: Sequence[Value]
+    last: int
+    segment: int
+    index: int
 
 
 @dataclass(frozen=True)
@@ -269,8 +300,8 @@ class Sums:
                 output.prefetch_merged(f, row, here.vectors, here.offsets, near)
             return
         for channel in self.channels:
-            for size, offsets in here.pieces(self.frame.vector.lanes):
-                output.prefetch(f, channel, size, offsets, near)
+            for piece in here.pieces(self.frame.vector.lanes):
+                output.prefetch(f, channel, piece.vectors, piece.offsets, near)
 
     def finish(self, totals: Sequence[Sequence[Value]]) -> None:
         """Store the results, or let the sums wait for the next block."""
@@ -283,11 +314,10 @@ class Sums:
                     output.store_merged(f, self.channels[r], totals[r : r + 2], here.offsets, here.last)
                 return
             for channel, row in zip(self.channels, totals):
-                for i, (size, offsets) in enumerate(here.pieces(self.frame.vector.lanes)):
-                    piece = row[i * size : (i + 1) * size]
-                    if here.segments is not None:
-                        piece = transposed(f, piece)
-                    output.store(f, channel, piece, offsets, here.last)
+                segments = self._brought_together(row)
+                for piece in here.pieces(self.frame.vector.lanes):
+                    held = segments[piece.segment][piece.index : piece.index + piece.vectors]
+                    output.store(f, channel, held, piece.offsets, piece.last)
 
         if self.blocks == 1:
             store()
@@ -297,3 +327,12 @@ class Sums:
             with otherwise():
                 for i, total in enumerate(v for row in totals for v in row):
                     f.store(total, self.waiting, i * self.frame.vector.lanes)
+
+    def _brought_together(self, row: Sequence[Value]) -> list[list[Value]]:
+        """The sums of each segment, neighbouring pixels in neighbouring lanes; as they are without any."""
+        f, segments = self.frame.function, self.here.segments
+        if segments is None:
+            return [list(row)]
+        size = len(row) // len(segments.writes)
+        turn = transposed if segments.spread == ONE_ROW else together
+        return [turn(f, row[at : at + size]) for at in range(0, len(row), size)]

@@ -30,7 +30,7 @@ from coresident.kernels.integer_segments import segment_strips
 from coresident.kernels.integer_stream import Count
 from coresident.kernels.integer_strips import Places, Strips, evenly, flat_strips, pitched_strips, row_strips
 from coresident.kernels.lowering import Plan, Tensor, lowers
-from coresident.kernels.tiling import unevenness
+from coresident.kernels.tiling import divided, unevenness
 
 MOST_VECTORS = {1: 10, 2: 6, 4: 2, 6: 2}
 """Vectors of a tile at most, for so many channels that share their loads, with 16 registers: beside the sums,
@@ -394,6 +394,6 @@ def _cycles(
     packing *= rates.packing * (1 + rates.large * beyond)
     count = len(strips.strips)
     total = shape.batch * shape.groups * (tiles * tile + packing + 300.0 * count)
-    work = integer_code.divided(count, shape.batch * shape.groups, int(rows), plan.threads, total)
+    work = divided(count, shape.batch * shape.groups, int(rows), plan.threads, total)
     total += shape.batch * shape.groups * packing * (work.row_parts - 1)
     return total * unevenness(work, strips.sizes, plan.threads) + 300.0 * work.tasks

@@ -21,7 +21,7 @@ from coresident.kernels.integer_frame import NO_COLUMNS, Columns, IntegerFrame
 from coresident.kernels.integer_stream import UNROLL, Offsets, pack
 from coresident.kernels.integer_strips import Strips
 from coresident.kernels.lowering import Plan, Tensor
-from coresident.kernels.tiling import Cut
+from coresident.kernels.tiling import divided
 
 
 @dataclass(frozen=True)
@@ -57,26 +57,6 @@ class Choice:
             spread += f" of {segments.spread.rows} rows"
         blocks = f", blocks of {self.block}" if self.block < self.elements else ""
         return f"{self.strips.vectors} vectors{spread}{channels}, {tiles} tiles a strip{blocks}{flat}"
-
-
-def divided(strips: int, batch: int, rows: int, threads: int, cycles: float) -> Cut:
-    """The tasks: strips if there are enough of them, since parts of the rows pack the same strip each.
-
-    Args:
-        strips, rows: in all.
-        batch: pictures times groups.
-        cycles: of all the work on one core, as estimated.
-    """
-    if threads == 1 or cycles < 6000:
-        return Cut(strips, 1, rows, 1, 1, batch)
-    wanted = max(threads, min(threads * 6, int(cycles // 15000)))
-    # Parts of one size, or single strips: of 16 strips in 12 parts a thread of two would get 9.
-    size = -(-strips * batch // (2 * wanted))
-    tile_parts = -(-strips // size)
-    have = tile_parts * batch
-    enough = have >= 4 * threads or (have >= threads and have % threads == 0)
-    row_parts = 1 if enough else min(rows, -(-threads // have) if have < threads else 2)
-    return Cut(strips, tile_parts, rows, row_parts, 1, batch)
 
 
 @dataclass(frozen=True)

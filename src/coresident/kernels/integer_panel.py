@@ -16,11 +16,10 @@ from coresident.codegen.integers import Dot
 from coresident.codegen.types import I32
 from coresident.kernels import cost, panel
 from coresident.kernels.frame import Shape
-from coresident.kernels.integer_code import divided
 from coresident.kernels.integer_stream import Entries, elements, entries, safe_products
 from coresident.kernels.integer_strips import Places, Strips, row_chunks
 from coresident.kernels.lowering import Plan
-from coresident.kernels.tiling import Cut, unevenness
+from coresident.kernels.tiling import Cut, divided, unevenness
 
 Array = np.ndarray[Any, Any]
 

@@ -35,13 +35,13 @@ from coresident.kernels.geometry import (
     tiles,
 )
 from coresident.kernels.lowering import Plan, Tensor
-from coresident.kernels.sparse_segments import PACKING, Packing
-from coresident.kernels.sparse_segments import cut as cut_segments
-from coresident.kernels.spread import SEGMENT
+from coresident.kernels.sparse_segments import Packing
+from coresident.kernels.sparse_segments import cuts as cut_segments
 from coresident.kernels.tiling import Cut
 
-MARGIN = 1.1
-"""Measured over modelled cycles, relative to the dense kernel's (`bench/break_even.py`)."""
+MARGIN, SHORT_ROWS_MARGIN = 1.1, 1.0
+"""Measured over modelled cycles, relative to the dense kernel's (`bench/break_even.py`): of all tiles but
+those of segments of several rows, and of these."""
 
 SEGMENT_L1 = 1.25
 """Of the part of L1 that a tile's activations may fill: those that are packed."""
@@ -71,6 +71,8 @@ class Choice:
     def __str__(self) -> str:
         flat = ", flat" if self.tiles.flat else ""
         segments = " of segments" if self.packing is not None else ""
+        if self.packing is not None and not self.packing.in_one_row:
+            segments += f" of {self.packing.segments.spread.rows} rows"
         vectors = f"{self.tiles.vectors} vectors{segments}"
         return f"{vectors} x {self.shared} channels, blocks of {self.block}{flat}"
 
@@ -181,11 +183,7 @@ def _segments(
             have.
     """
     lanes, extras = plan.target.lanes(F32), [t.layout for t in epilogue.tensors]
-    for down in range(1, (plan.target.registers - 2) * lanes // SEGMENT + 1):
-        found = cut_segments(g, out.layout, extras, lanes, down)
-        if found is None:
-            return
-        tiles, packing = found
+    for cutting, packing in cut_segments(g, out.layout, extras, lanes, plan.target.registers - 2):
         for (shared, block), (counts, changes) in profiles.items():
             block_bytes = 4 * block * packing.span
             if shared > 1 or block_bytes > machine.l1_bytes * SEGMENT_L1:
@@ -193,7 +191,7 @@ def _segments(
             rows, blocks = counts.size, counts.shape[1]
             one = cost.sparse_rows(
                 machine,
-                tiles.vectors,
+                cutting.vectors,
                 1,
                 float(counts.sum()) / rows,
                 rows,
@@ -204,8 +202,9 @@ def _segments(
                 block_bytes,
                 4 * lanes,
             )
-            one += shape.groups * (PACKING * shape.inputs * len(packing.rows) + 10.0 * shape.outputs * down)
-            yield Choice(tiles, 1, block, tiles.count * shape.batch * MARGIN * one, packing)
+            one += shape.groups * (packing.cycles * shape.inputs + packing.storing_cycles * shape.outputs)
+            margin = MARGIN if packing.in_one_row else SHORT_ROWS_MARGIN
+            yield Choice(cutting, 1, block, cutting.count * shape.batch * margin * one, packing)
 
 
 def _in_rounds(words: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

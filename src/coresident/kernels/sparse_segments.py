@@ -16,11 +16,21 @@ from coresident.codegen.builder import Function, Value
 from coresident.codegen.types import Type
 from coresident.kernels.geometry import Geometry, Tiles
 from coresident.kernels.layout import Layout
-from coresident.kernels.spread import GROUP, ONE_ROW, SEGMENT, Segments, starts_of, transposed
+from coresident.kernels.spread import (
+    GROUP,
+    ONE_ROW,
+    SEGMENT,
+    Segments,
+    Spread,
+    apart,
+    spreads,
+    starts_of,
+    transposed,
+)
 
-PACKING = 36.0
-"""Cycles to pack a channel's segment of one row, most of them for lines from L2 and L3 (shuffles alone take
-14)."""
+PACKING, STORING = {True: 36.0, False: 45.0}, {True: 10.0, False: 28.0}
+"""Cycles to pack a channel's segment of one row, and of several, most of them for lines from L2 and L3
+(shuffles alone take 14 of the first); and to bring together what is stored of one."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +39,13 @@ class Packing:
 
     Args:
         segments: of the tile.
-        rows: elements from the tile's first pixel to where each packed row begins in the input.
+        rows: elements from the tile's first pixel to where each packed row begins in the input, in each of
+            its rows of lanes.
         taps: packed elements from an output pixel to what each tap reads.
     """
 
     segments: Segments
-    rows: tuple[int, ...]
+    rows: tuple[tuple[int, ...], ...]
     taps: tuple[int, ...]
 
     @property
@@ -47,59 +58,122 @@ class Packing:
         """Packed elements of a channel."""
         return len(self.rows) * self.pitch
 
+    @property
+    def in_one_row(self) -> bool:
+        """Whether all lanes of a segment lie in one row."""
+        return self.segments.spread == ONE_ROW
+
+    @property
+    def cycles(self) -> float:
+        """To pack a channel."""
+        return PACKING[self.in_one_row] * len(self.rows)
+
+    @property
+    def storing_cycles(self) -> float:
+        """To bring together what an output channel stores."""
+        return STORING[self.in_one_row] * len(self.segments.writes)
+
     def pack(self, f: Function, vector: Type, source: Value, target: Value) -> None:
         """Emit the packing of one channel, from the tile's first pixel at `source`."""
         for number, row in enumerate(self.rows):
-            for first in range(0, self.segments.groups, GROUP):
-                pixels = [f.load(vector, source, row + first + at) for at in range(0, SEGMENT, vector.lanes)]
-                groups = transposed(f, pixels)[: (self.segments.groups - first) // 2]
-                for i, pair in enumerate(groups):
-                    f.store(pair, target, number * self.pitch + first * GROUP + i * vector.lanes)
+            for i, pair in enumerate(self._groups(f, vector, source, row)):
+                f.store(pair, target, number * self.pitch + i * vector.lanes)
+
+    def _groups(self, f: Function, vector: Type, source: Value, row: Sequence[int]) -> list[Value]:
+        """A packed row, two groups a vector."""
+        spread, count = self.segments.spread, self.segments.groups // 2
+        if self.in_one_row:
+            found = []
+            for first in (0, GROUP):
+                pixels = [
+                    f.load(vector, source, row[0] + first + at) for at in range(0, SEGMENT, vector.lanes)
+                ]
+                found += transposed(f, pixels)
+            return found[:count]
+        lanes = [
+            f.load(vector, source, line + column * spread.width)
+            for line in row
+            for column in range(spread.columns)
+        ]
+        return apart(f, lanes)[:count]
 
     def prefetch(self, f: Function, source: Value) -> None:
         """Ask L2 for what `pack` will read of a channel."""
-        for row in self.rows:
-            for at in range(0, SEGMENT + self.segments.groups - GROUP + 15, 16):
-                f.prefetch(source, 4 * (row + at), near=False)
+        width = self.segments.spread.pixels + self.segments.groups - self.segments.spread.width
+        for line in dict.fromkeys(line for row in self.rows for line in row):
+            for at in range(0, width + 15, 16):
+                f.prefetch(source, 4 * (line + at), near=False)
 
 
-def cut(
-    g: Geometry, out: Layout, extras: Sequence[Layout], lanes: int, down: int
-) -> tuple[Tiles, Packing] | None:
-    """Tiles of `down` segments below each other, and how their input is packed.
-
-    Returns:
-        None where rows are shorter or fewer than a tile's, or output pixels are not as far apart as those of
-        the input.
-    """
-    spatial, columns = out.shape[2:], [tuple(g.strides), out.strides[2:], *(e.strides[2:] for e in extras)]
-    if lanes != 2 * GROUP or len(spatial) < 2 or any(c[-1] != 1 for c in columns):
-        return None
+def cuts(
+    g: Geometry, out: Layout, extras: Sequence[Layout], lanes: int, most: int
+) -> list[tuple[Tiles, Packing]]:
+    """Ways to cut into tiles of `most` vectors at most that consist of segments below each other, and how
+    their input is packed; none where output pixels are not as far apart as those of the input."""
+    columns = [tuple(g.strides), out.strides[2:], *(e.strides[2:] for e in extras)]
+    if lanes != 2 * GROUP or len(out.shape) < 4 or any(c[-1] != 1 for c in columns):
+        return []
     if g.taps != tuple(sum(a * s for a, s in zip(position, g.strides)) for position in g.positions):
-        return None
-    height, width = spatial[-2:]
-    if height < down or width < SEGMENT:
-        return None
-    left, right = min(a[-1] for a in g.positions), max(a[-1] for a in g.positions)
-    top, bottom = min(a[-2] for a in g.positions), max(a[-2] for a in g.positions)
+        return []
+    across = [a[-1] for a in g.positions]
     # Whole vectors of two groups.
-    groups = GROUP + -(-(right - left) // 2) * 2
-    if groups > 2 * GROUP or right == left:
-        return None
+    reach = -(-(max(across) - min(across)) // 2) * 2
+    if not reach:
+        return []
+    height, found = out.shape[-2], []
+    for spread in spreads(out.shape[-1], reach):
+        for down in range(1, most * lanes // (spread.width * GROUP) + 1):
+            # More than half of the lanes have pixels.
+            if spread.rows // 2 * down < height:
+                found.append(_cut(g, out, columns, spread, down, reach, lanes))
+    return found
+
+
+def _cut(
+    g: Geometry,
+    out: Layout,
+    columns: Sequence[Sequence[int]],
+    spread: Spread,
+    down: int,
+    reach: int,
+    lanes: int,
+) -> tuple[Tiles, Packing]:
+    spatial = out.shape[2:]
+    height, width = spatial[-2:]
+    left, groups = min(a[-1] for a in g.positions), spread.width + reach
+    top, bottom = min(a[-2] for a in g.positions), max(a[-2] for a in g.positions)
     outer = sorted({a[:-2] for a in g.positions})
-    reach = down + bottom - top
-    lines = list(itertools.product(outer, range(top, top + reach)))
-    rows = tuple(sum(a * s for a, s in zip((*tap, row, left), g.strides, strict=True)) for tap, row in lines)
+    rows = down + bottom - top
+    # Rows of lanes below the picture's last read what the last one does, and are not written.
+    last = max(height - 1, down - 1) + bottom
+    begins = [lane * down for lane in range(spread.rows)]
+    lines = tuple(
+        tuple(
+            sum(a * s for a, s in zip((*tap, min(lane + row, last), left), g.strides, strict=True))
+            for lane in begins
+        )
+        for tap, row in itertools.product(outer, range(top, top + rows))
+    )
     pitch = groups * GROUP
     taps = tuple(
-        (outer.index(a[:-2]) * reach + a[-2] - top) * pitch + (a[-1] - left) * GROUP for a in g.positions
+        (outer.index(a[:-2]) * rows + a[-2] - top) * pitch + (a[-1] - left) * GROUP for a in g.positions
     )
-    starts = [*map(range, spatial[:-2]), starts_of(height, down), starts_of(width, SEGMENT)]
+    starts = [
+        *map(range, spatial[:-2]),
+        starts_of(height, spread.rows * down),
+        starts_of(width, spread.pixels),
+    ]
     places = np.array(list(itertools.product(*starts)), np.int64)
     table = np.stack([places @ np.array(c, np.int64) for c in columns], axis=1)
-    reads = tuple(row * pitch + at for row in range(down) for at in range(0, SEGMENT, lanes))
-    writes = tuple((tuple(row * c[-2] for c in columns[1:]),) for row in range(down))
+    reads = tuple(row * pitch + at for row in range(down) for at in range(0, spread.width * GROUP, lanes))
+    writes = tuple(
+        tuple(
+            tuple((lane + row) * c[-2] for c in columns[1:]) if lane + row < height else None
+            for lane in begins
+        )
+        for row in range(down)
+    )
     whole = Tiles(
         table.astype(np.int32), len(table), len(reads), 0, lanes, lanes, False, int(np.prod(spatial))
     )
-    return whole, Packing(Segments(ONE_ROW, groups, reads, writes, SEGMENT), rows, taps)
+    return whole, Packing(Segments(spread, groups, reads, writes, min(width, spread.pixels)), lines, taps)

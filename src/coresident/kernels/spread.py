@@ -119,6 +119,50 @@ def starts_of(length: int, width: int) -> list[int]:
     return [min(at, max(length - width, 0)) for at in range(0, max(length, 1), width)]
 
 
+def apart(f: Function, lanes: Sequence[Value]) -> list[Value]:
+    """What each lane of a group goes through, 16 pixels a vector, as groups, two a vector."""
+    pixels = [[(lane, pixel) for pixel in range(2 * GROUP)] for lane in range(GROUP)]
+    groups = [[(lane, 2 * pair + i) for i in (0, 1) for lane in range(GROUP)] for pair in range(GROUP)]
+    return _rearranged(f, lanes, pixels, groups)
+
+
+def together(f: Function, groups: Sequence[Value]) -> list[Value]:
+    """What `apart` took apart; of fewer than 16 groups, the last pixels of a lane may be anything."""
+    missing = [groups[-1]] * (GROUP - len(groups))
+    pixels = [[(lane, pixel) for pixel in range(2 * GROUP)] for lane in range(GROUP)]
+    held = [[(lane, 2 * pair + i) for i in (0, 1) for lane in range(GROUP)] for pair in range(GROUP)]
+    return _rearranged(f, [*groups, *missing], held, pixels)
+
+
+def _rearranged(
+    f: Function,
+    vectors: Sequence[Value],
+    held: Sequence[Sequence[tuple[int, int]]],
+    wanted: Sequence[Sequence[tuple[int, int]]],
+) -> list[Value]:
+    """The elements of some vectors in another order, a power of two of them in as many steps as that has
+    digits.
+
+    Args:
+        held: the names of each vector's elements. Of each two neighbours, half are in either half of what is
+            wanted, and so on.
+        wanted: those of each result's.
+    """
+    if len(vectors) == 1:
+        return [f.shuffle(vectors[0], None, [held[0].index(name) for name in wanted[0]])]
+    results, half = [], len(wanted) // 2
+    for some in (wanted[:half], wanted[half:]):
+        names = {name for one in some for name in one}
+        parts, of_parts = [], []
+        for i in range(0, len(vectors), 2):
+            both = [*held[i], *held[i + 1]]
+            order = [at for at, name in enumerate(both) if name in names]
+            parts.append(f.shuffle(vectors[i], vectors[i + 1], order))
+            of_parts.append([both[at] for at in order])
+        results += _rearranged(f, parts, of_parts, some)
+    return results
+
+
 def transposed(f: Function, vectors: Sequence[Value]) -> list[Value]:
     """A segment as four vectors of 16 elements, pixel by pixel, as groups, two a vector; or back.
 

@@ -98,6 +98,26 @@ def cut(tiles: int, rows: int, batch: int, threads: int, cycles: float, row_unit
     return Cut(tiles, tile_parts, rows, row_parts, row_unit, batch)
 
 
+def divided(strips: int, batch: int, rows: int, threads: int, cycles: float) -> Cut:
+    """The tasks: strips if there are enough of them, since parts of the rows pack the same strip each.
+
+    Args:
+        strips, rows: in all.
+        batch: pictures times groups.
+        cycles: of all the work on one core, as estimated.
+    """
+    if threads == 1 or cycles < 6000:
+        return Cut(strips, 1, rows, 1, 1, batch)
+    wanted = max(threads, min(threads * 6, int(cycles // 15000)))
+    # Parts of one size, or single strips: of 16 strips in 12 parts a thread of two would get 9.
+    size = -(-strips * batch // (2 * wanted))
+    tile_parts = -(-strips // size)
+    have = tile_parts * batch
+    enough = have >= 4 * threads or (have >= threads and have % threads == 0)
+    row_parts = 1 if enough else min(rows, -(-threads // have) if have < threads else 2)
+    return Cut(strips, tile_parts, rows, row_parts, 1, batch)
+
+
 def unevenness(work: Cut, tiles: Sequence[int], threads: int, rows: Sequence[int] = ()) -> float:
     """What threads take that wait for the last one, relative to what they would take together.
 

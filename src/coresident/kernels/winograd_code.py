@@ -15,8 +15,8 @@ from coresident.kernels.dense_code import WEIGHTS_AHEAD
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Frame, Shape
 from coresident.kernels.geometry import Geometry
-from coresident.kernels.integer_code import divided
 from coresident.kernels.lowering import Plan, Tensor
+from coresident.kernels.tiling import divided
 from coresident.kernels.winograd import INPUT, OUTPUT, POSITIONS, TILE, WINDOW, Choice, pack
 
 AHEAD = 2
