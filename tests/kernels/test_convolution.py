@@ -242,8 +242,9 @@ def test_segments_of_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatc
     _in_segments(monkeypatch)
     rng = np.random.default_rng(seed)
     rank = int(rng.choice([2, 2, 3]))
-    kernel = (*(int(k) for k in rng.choice([1, 2, 3], rank - 1)), int(rng.choice([2, 3, 5])))
-    columns = int(rng.integers(72, 200)) if rng.random() < 0.4 else int(rng.choice(SHORT_ROWS))
+    kernel = (*(int(k) for k in rng.choice([1, 2, 3], rank - 1)), int(rng.choice([2, 3, 5, 11])))
+    long = kernel[-1] > 5 or rng.random() < 0.4
+    columns = int(rng.integers(72, 200)) if long else int(rng.choice(SHORT_ROWS))
     spatial = (*(int(s) for s in rng.integers(5, 20 if rank == 2 else 9, rank - 1)), columns)
     pads = tuple(int(p) for p in rng.integers(0, 3, 2 * rank))
     dilations = tuple(int(d) for d in rng.choice([1, 1, 2], rank))

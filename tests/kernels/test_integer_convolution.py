@@ -188,9 +188,10 @@ def _segmented(seed: int) -> tuple[Node, dict[str, Array], dict[str, Array]]:
     """An integer convolution that may be cut into segments, of long rows or of several short ones."""
     rng = np.random.default_rng(seed)
     rank = int(rng.choice([2, 2, 3]))
-    kernel = (*rng.choice([1, 2, 3], rank - 1), int(rng.choice([2, 3, 5])))
+    kernel = (*rng.choice([1, 2, 3], rank - 1), int(rng.choice([2, 3, 5, 11])))
     dilations = tuple(int(d) for d in rng.choice([1, 1, 2], rank))
-    columns = int(rng.integers(72, 200) if rng.random() < 0.4 else rng.choice([14, 18, 24, 28, 32, 43, 50]))
+    long = kernel[-1] > 5 or rng.random() < 0.4
+    columns = int(rng.integers(72, 200) if long else rng.choice([14, 18, 24, 28, 32, 43, 50]))
     spatial = (*rng.integers(7, 20 if rank == 2 else 9, rank - 1), columns)
     pads = tuple(int(p) for p in rng.integers(0, 3, 2 * rank))
     group = int(rng.choice([1, 1, 2]))

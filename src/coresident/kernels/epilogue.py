@@ -15,6 +15,7 @@ from coresident.codegen.types import F32, Type
 from coresident.graph.expression import Expression
 from coresident.graph.graph import Node
 from coresident.kernels.lowering import Operand, Plan, Tensor
+from coresident.kernels.vectors import of_phases
 
 
 @dataclass(frozen=True)
@@ -199,10 +200,7 @@ class Output:
     def _merged_row(self, f: Function, row: Value, at: Value) -> tuple[Value, Value]:
         """The output channel that a pair of phases from row `row` on belongs to, and where it is written."""
         assert self.merged is not None
-        channel = row / 2
-        for count, stride in reversed(self.merged):
-            at = at + (channel % count) * stride
-            channel = channel / count
+        channel, at = of_phases(row, at, self.merged)
         return channel, f.offset(self.pointers[0], channel * self.channel_strides[0] + at, F32)
 
     def prefetch_merged(

@@ -17,7 +17,7 @@ from coresident.graph.graph import Node
 from coresident.kernels.integer_expression import Ranged, evaluate, known
 from coresident.kernels.lowering import Operand, Plan, Tensor
 from coresident.kernels.spread import GROUP, SEGMENT, Segments, spread_over
-from coresident.kernels.vectors import store_first
+from coresident.kernels.vectors import of_phases, store_first
 
 
 @dataclass(frozen=True)
@@ -273,11 +273,9 @@ class IntegerOutput:
     def _merged_row(self, f: Function, row: Value, at: Value) -> tuple[Value, Value]:
         """The output channel that a pair of phases from row `row` on belongs to, and where it is written."""
         assert self.merged is not None
-        channel, size = row / 2, self.dtypes[0].itemsize
-        for count, stride in reversed(self.merged):
-            at = at + (channel % count) * stride
-            channel = channel / count
-        return channel, f.offset(self.pointers[0], (channel * self.channel_strides[0] + at) * size)
+        channel, at = of_phases(row, at, self.merged)
+        place = (channel * self.channel_strides[0] + at) * self.dtypes[0].itemsize
+        return channel, f.offset(self.pointers[0], place)
 
     def prefetch_merged(self, f: Function, row: Value, vectors: int, offsets: Sequence[Value]) -> None:
         """Ask for the lines that `store_merged` will write."""

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 
 from coresident.kernels.integer_strips import Places, Strips, evenly, odd_lines
-from coresident.kernels.spread import GROUP, Segments, Spread, spreads, starts_of
+from coresident.kernels.spread import GROUP, Spread, segments, spreads, starts_of
 
 SIDE_BY_SIDE = 4
 """Tiles of a strip at most: what is packed of a row is then long enough for prefetchers."""
@@ -27,8 +27,7 @@ def segment_strips(p: Places, vectors: int, elements: int) -> list[Strips]:
     found = []
     for spread in spreads(p.out.shape[-1], _span([a[-1] for a in p.positions])):
         down, rest = divmod(vectors * p.lanes, spread.width * GROUP)
-        # More than half of the lanes have pixels.
-        if not rest and down and spread.rows // 2 * down < p.out.shape[-2]:
+        if not rest and down and spread.fits(down, p.out.shape[-2]):
             found.append(_strips(p, spread, down, elements))
     return found
 
@@ -53,8 +52,7 @@ def _strips(p: Places, spread: Spread, down: int, elements: int) -> Strips:
     span = odd_lines(len(outer) * rows * pitch)
     taps = tuple(base[a[:-2]] + (a[-2] - top) * pitch + (a[-1] - left) * GROUP for a in p.positions)
     # Rows of lanes below the picture's last read what the last one does, and are not written.
-    last = max(height - 1, down - 1) + bottom
-    begins = [lane * down for lane in range(spread.rows)]
+    last = height - 1 + bottom
 
     runs: list[tuple[int, ...]] = []
     of_pieces: dict[tuple[int, ...], tuple[int, int]] = {}
@@ -73,7 +71,7 @@ def _strips(p: Places, spread: Spread, down: int, elements: int) -> Strips:
                 begin = len(runs)
                 for tap, row in itertools.product(outer, range(rows)):
                     at = sum(t * s for t, s in zip(tap, strides)) + left
-                    lines = [at + min(lane + row + top, last) * strides[-2] for lane in begins]
+                    lines = [at + min(lane + row + top, last) * strides[-2] for lane in spread.tops(down)]
                     for number, one in enumerate(apart):
                         place = number * elements * span + base[tap] + row * pitch
                         read = [line + one for line in lines]
@@ -87,13 +85,7 @@ def _strips(p: Places, spread: Spread, down: int, elements: int) -> Strips:
             offset = plane + above * strides[-2] + here[0]
             strips.append((first_run, end_run, begin, len(tiles), offset))
             packed += (end_run - first_run) * groups * GROUP
-    reads = tuple(row * pitch + at for row in range(down) for at in range(0, spread.width * GROUP, p.lanes))
-    writes = tuple(
-        tuple(
-            tuple((lane + row) * c[-2] for c in p.columns) if lane + row < height else None for lane in begins
-        )
-        for row in range(down)
-    )
+    of_tile = segments(spread, down, groups, p.lanes, spatial[-2:], [c[-2] for c in p.columns])
     return Strips(
         np.array(runs, np.int32),
         np.array(strips, np.int32),
@@ -101,10 +93,10 @@ def _strips(p: Places, spread: Spread, down: int, elements: int) -> Strips:
         taps,
         span,
         1,
-        len(reads),
+        len(of_tile.reads),
         p.lanes,
         False,
         packed,
-        Segments(spread, groups, reads, writes, min(columns, spread.pixels)),
+        of_tile,
         pieces,
     )

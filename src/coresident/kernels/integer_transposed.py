@@ -27,8 +27,9 @@ from coresident.kernels.transposed import (
     interleave,
     is_pixel_shuffle,
     phase_planes,
+    phase_view,
+    phase_weights,
     reach_of,
-    taps_of,
 )
 
 
@@ -185,22 +186,10 @@ def _emit_phases(
     epilogue: IntegerEpilogue,
 ) -> None:
     """A convolution for each phase, with the taps that reach it."""
-    groups, per_group, inputs = weights.shape[:3]
-    phases, view = list(itertools.product(*map(range, w.strides))), planes.layout
+    phases = list(itertools.product(*map(range, w.strides)))
     for index, phase in enumerate(phases):
-        found = list(itertools.product(*(taps_of(w, d, p) for d, p in enumerate(phase))))
-        picked = [weights[(slice(None),) * 3 + tuple(k for k, _ in position)] for position in found]
-        part = np.stack(picked, axis=-1) if picked else np.zeros((groups, per_group, inputs, 1), np.int16)
-        positions = tuple(tuple(t for _, t in position) for position in found) or ((0,) * len(phase),)
-        layout = Layout(
-            (*planes.shape[:2], *products.sizes),
-            (*view.strides[:2], *view.strides[3:]),
-            view.origin + index * view.strides[2],
-            view.extent,
-            ((0, 0),) * (2 + len(phase)),
-            view.slack,
-        )
-        target = replace(planes, layout=layout)
+        part, positions = phase_weights(weights, w, phase)
+        target = phase_view(planes, index)
         choice = products.choose(part, target, positions)
         products.emit(part, bias, target, choice, epilogue, barrier=index == len(phases) - 1)
 

@@ -23,6 +23,7 @@ from coresident.kernels.spread import (
     Segments,
     Spread,
     apart,
+    segments,
     spreads,
     starts_of,
     transposed,
@@ -123,8 +124,7 @@ def cuts(
     height, found = out.shape[-2], []
     for spread in spreads(out.shape[-1], reach):
         for down in range(1, most * lanes // (spread.width * GROUP) + 1):
-            # More than half of the lanes have pixels.
-            if spread.rows // 2 * down < height:
+            if spread.fits(down, height):
                 found.append(_cut(g, out, columns, spread, down, reach, lanes))
     return found
 
@@ -145,12 +145,11 @@ def _cut(
     outer = sorted({a[:-2] for a in g.positions})
     rows = down + bottom - top
     # Rows of lanes below the picture's last read what the last one does, and are not written.
-    last = max(height - 1, down - 1) + bottom
-    begins = [lane * down for lane in range(spread.rows)]
+    last = height - 1 + bottom
     lines = tuple(
         tuple(
             sum(a * s for a, s in zip((*tap, min(lane + row, last), left), g.strides, strict=True))
-            for lane in begins
+            for lane in spread.tops(down)
         )
         for tap, row in itertools.product(outer, range(top, top + rows))
     )
@@ -165,15 +164,8 @@ def _cut(
     ]
     places = np.array(list(itertools.product(*starts)), np.int64)
     table = np.stack([places @ np.array(c, np.int64) for c in columns], axis=1)
-    reads = tuple(row * pitch + at for row in range(down) for at in range(0, spread.width * GROUP, lanes))
-    writes = tuple(
-        tuple(
-            tuple((lane + row) * c[-2] for c in columns[1:]) if lane + row < height else None
-            for lane in begins
-        )
-        for row in range(down)
-    )
+    tiles = segments(spread, down, groups, lanes, spatial[-2:], [c[-2] for c in columns[1:]])
     whole = Tiles(
-        table.astype(np.int32), len(table), len(reads), 0, lanes, lanes, False, int(np.prod(spatial))
+        table.astype(np.int32), len(table), len(tiles.reads), 0, lanes, lanes, False, int(np.prod(spatial))
     )
-    return whole, Packing(Segments(spread, groups, reads, writes, min(width, spread.pixels)), lines, taps)
+    return whole, Packing(tiles, lines, taps)

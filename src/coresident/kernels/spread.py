@@ -51,6 +51,14 @@ class Spread:
         """Pixels of a segment."""
         return self.rows * self.pixels
 
+    def tops(self, down: int) -> list[int]:
+        """The first row of each row of lanes, in tiles of `down` segments below each other."""
+        return [lane * down for lane in range(self.rows)]
+
+    def fits(self, down: int, height: int) -> bool:
+        """Whether a picture is so high that more than half of the lanes of such a tile have pixels."""
+        return down <= height and self.rows // 2 * down < height
+
     def row(self, number: int) -> list[int]:
         """Of the pixels of a row of lanes, their places in the segment, which lies group after group."""
         return [
@@ -75,9 +83,9 @@ ONE_ROW = Spread(1, GROUP, GROUP)
 def spreads(width: int, reach: int) -> list[Spread]:
     """Ways to spread groups over rows of a width, for kernels that read `reach` pixels beyond.
 
-    Two vectors of bytes then hold what a channel's rows of lanes read.
+    A lane reads 16 pixels at most, so that two vectors of bytes hold what a channel's rows of lanes read.
     """
-    found = [ONE_ROW] if width >= SEGMENT else []
+    found = [ONE_ROW] if width >= SEGMENT and reach <= GROUP else []
     for columns in (1, 2, 4):
         each = -(-width // columns)
         each += each % 2
@@ -112,6 +120,30 @@ def spread_over(f: Function, rows: Sequence[Value], order: Sequence[int]) -> Val
         return f.shuffle(rows[0], None, order)
     half = len(rows) // 2
     return f.shuffle(integers.joined(f, rows[:half]), integers.joined(f, rows[half:]), order)
+
+
+def segments(
+    spread: Spread, down: int, groups: int, lanes: int, shape: Sequence[int], strides: Sequence[int]
+) -> Segments:
+    """Of tiles of `down` segments below each other.
+
+    Args:
+        groups: that a segment is packed in.
+        lanes: of a vector.
+        shape: of the picture, height and width.
+        strides: elements between rows, of the output and each further operand of its shape.
+    """
+    height, width = shape
+    pitch = groups * GROUP
+    reads = tuple(row * pitch + at for row in range(down) for at in range(0, spread.width * GROUP, lanes))
+    writes = tuple(
+        tuple(
+            tuple((lane + row) * stride for stride in strides) if lane + row < height else None
+            for lane in spread.tops(down)
+        )
+        for row in range(down)
+    )
+    return Segments(spread, groups, reads, writes, min(width, spread.pixels))
 
 
 def starts_of(length: int, width: int) -> list[int]:

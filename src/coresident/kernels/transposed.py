@@ -52,7 +52,6 @@ def transposed(node: Node, plan: Plan) -> None:
     epilogue = Epilogue.of(node, plan, 3)
     if epilogue.tensors:
         raise UnsupportedModel("a transposed convolution can't add a tensor as it stores")
-    rank = len(spatial)
     phases = list(itertools.product(*map(range, w.strides)))
     sizes = tuple(-(-o // s) for o, s in zip(spatial, w.strides))
     halo = reach_of(w, sizes, x_spatial)
@@ -66,33 +65,44 @@ def transposed(node: Node, plan: Plan) -> None:
             return
     planes = phase_planes(plan, x, (out.shape[0], out.shape[1], len(phases), *sizes), out.dtype)
     for index, phase in enumerate(phases):
-        per_dimension = [taps_of(w, d, p) for d, p in enumerate(phase)]
-        positions = list(itertools.product(*per_dimension))
-        taps = tuple(
-            sum(t * s for (_, t), s in zip(position, x.layout.strides[2:])) for position in positions
-        )
-        picked = [split[(slice(None),) * 3 + tuple(k for k, _ in position)] for position in positions]
-        part = np.stack(picked, axis=-1) if picked else np.zeros((groups, per_group, inputs, 1), np.float32)
-        g = Geometry(x, taps or (0,), x.layout.strides[0], x.layout.strides[1], x.layout.strides[2:])
-        view = planes.layout
-        target = Tensor(
-            "",
-            planes.dtype,
-            Layout(
-                (*out.shape[:2], *sizes),
-                (*view.strides[:2], *view.strides[3:]),
-                view.origin + index * view.strides[2],
-                view.extent,
-                ((0, 0),) * (2 + rank),
-                view.slack,
-            ),
-            planes.storage,
-        )
+        part, positions = phase_weights(split, w, phase)
+        taps = tuple(sum(t * s for t, s in zip(place, x.layout.strides[2:])) for place in positions)
+        g = Geometry(x, taps, x.layout.strides[0], x.layout.strides[1], x.layout.strides[2:])
         shape = Shape(out.shape[0], groups, inputs, per_group, part.shape[-1], math.prod(sizes))
         info = direct.describe(node, shape, part, out, epilogue)
-        last = index == len(phases) - 1
+        last, target = index == len(phases) - 1, phase_view(planes, index)
         direct.emit(plan, [g], shape, part, full_bias, target, epilogue, info, barrier=last)
     interleave(plan, planes, out, w.strides, phases)
+
+
+def phase_weights(
+    split: np.ndarray[Any, Any], w: TransposedWindow, phase: Sequence[int]
+) -> tuple[np.ndarray[Any, Any], tuple[tuple[int, ...], ...]]:
+    """Of a phase, the weights [groups, outputs, inputs, taps] and where each tap reads, relative to the
+    pixel; one tap of zeros where none reaches it.
+
+    Args:
+        split: [groups, outputs, inputs, kernel...].
+    """
+    found = list(itertools.product(*(taps_of(w, d, p) for d, p in enumerate(phase))))
+    if not found:
+        return np.zeros((*split.shape[:3], 1), split.dtype), ((0,) * len(phase),)
+    picked = [split[(slice(None),) * 3 + tuple(k for k, _ in position)] for position in found]
+    return np.stack(picked, axis=-1), tuple(tuple(t for _, t in position) for position in found)
+
+
+def phase_view(planes: Tensor, index: int) -> Tensor:
+    """One of the phases in [N][C][phases][spatial...], as an image."""
+    view = planes.layout
+    layout = Layout(
+        (*view.shape[:2], *view.shape[3:]),
+        (*view.strides[:2], *view.strides[3:]),
+        view.origin + index * view.strides[2],
+        view.extent,
+        ((0, 0),) * (len(view.shape) - 1),
+        view.slack,
+    )
+    return Tensor("", planes.dtype, layout, planes.storage)
 
 
 def reach_of(

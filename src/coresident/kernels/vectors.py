@@ -138,6 +138,21 @@ def unravel(f: Function, index: Value, sizes: Sequence[int], *strides: Sequence[
     return [f.constant(0, I64) if total is None else total for total in totals]
 
 
+def of_phases(row: Value, at: Value, merged: Sequence[tuple[int, int]]) -> tuple[Value, Value]:
+    """The output channel that a pair of phases is part of, and the offset of what it writes.
+
+    Args:
+        row: index of the first of the pair; phases count fastest, those of the last dimension in pairs.
+        at: the offset that phase 0 of a pixel has.
+        merged: of each dimension but the last (phases, elements from one to the next).
+    """
+    channel = row / 2
+    for count, stride in reversed(merged):
+        at = at + (channel % count) * stride
+        channel = channel / count
+    return channel, at
+
+
 def pieces(threads: int, units: int, cost: float) -> int:
     """Into how many tasks to cut equal units of work.
 
