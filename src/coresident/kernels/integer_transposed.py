@@ -52,28 +52,88 @@ def halo(node: Node, graph: Graph) -> tuple[tuple[int, int], ...]:
 
 
 @dataclass(frozen=True)
-class _Products:
-    """The products of a transposed convolution, of one phase or of all.
+class _Transposed:
+    """A transposed convolution while it is lowered.
 
     Args:
         source: the input, with what all phases read around it.
         point: its zero point.
-        sizes: of a phase's output.
-        out: what all phases make.
+        window, sizes: of the convolution, and of a phase's output.
+        weights: [groups, outputs, inputs, kernel...] int16, less their zero points.
+        bias: [groups * outputs] int32.
+        out, planes: the output, and its phases [N][C][phases][spatial...] by themselves.
     """
 
     node: Node
     plan: Plan
     source: Tensor
     point: int
-    out: Tensor
+    window: TransposedWindow
     sizes: tuple[int, ...]
+    weights: np.ndarray[Any, Any]
+    bias: np.ndarray[Any, Any]
+    epilogue: IntegerEpilogue
+    out: Tensor
+    planes: Tensor
 
-    def shape(self, weights: np.ndarray[Any, Any]) -> Shape:
+    @property
+    def phases(self) -> list[tuple[int, ...]]:
+        return list(itertools.product(*map(range, self.window.strides)))
+
+    def lower(self) -> None:
+        """Add its steps."""
+        if is_pixel_shuffle(self.window, self.out.shape[2:], self.source.shape[2:]):
+            if self._emit_shuffle():
+                return
+        else:
+            self._emit_phases()
+        interleave(self.plan, self.planes, self.out, self.window.strides, self.phases)
+
+    def _emit_shuffle(self) -> bool:
+        """All phases, which read the same pixel, as channels of one convolution.
+
+        Returns:
+            Whether they are in the output, since they take turns as they are stored, rather than in `planes`.
+            Tiles then end with rows, which may be slower than to put the phases together after.
+        """
+        rows, origin = as_channels(self.weights), ((0,) * len(self.sizes),)
+        out, count, view = self.out, len(self.phases), self.planes.layout
+        layout = Layout(
+            (out.shape[0], out.shape[1] * count, *self.sizes),
+            (view.strides[0], *view.strides[2:]),
+            view.origin,
+            view.extent,
+            ((0, 0),) * (2 + len(self.sizes)),
+            view.slack,
+        )
+        apart, together = replace(self.planes, layout=layout), coarse(out, self.window)
+        choice = self._choose(rows, apart, origin)
+        in_turns = self._choose(rows, together, origin, merged=True)
+        machine = cost.Machine.of(self.plan.target)
+        copying = cost.copy(machine, out.layout.elements * out.dtype.itemsize)
+        repeated = np.repeat(self.bias, count)
+        if in_turns.cycles < choice.cycles + copying:
+            merged = tuple(zip(self.window.strides[:-1], out.layout.strides[2:-1]))
+            self._emit(rows, repeated, together, in_turns, self.epilogue, merged=merged)
+            return True
+        channels = tuple(np.repeat(c, count) for c in self.epilogue.channels)
+        self._emit(rows, repeated, apart, choice, replace(self.epilogue, channels=channels))
+        return False
+
+    def _emit_phases(self) -> None:
+        """A convolution for each phase, with the taps that reach it."""
+        for index, phase in enumerate(self.phases):
+            part, positions = phase_weights(self.weights, self.window, phase)
+            target = phase_view(self.planes, index)
+            choice = self._choose(part, target, positions)
+            last = index == len(self.phases) - 1
+            self._emit(part, self.bias, target, choice, self.epilogue, barrier=last)
+
+    def _shape(self, weights: np.ndarray[Any, Any]) -> Shape:
         groups, outputs, inputs, taps = weights.shape
         return Shape(self.source.shape[0], groups, inputs, outputs, taps, math.prod(self.sizes))
 
-    def choose(
+    def _choose(
         self,
         weights: np.ndarray[Any, Any],
         target: Tensor,
@@ -89,9 +149,9 @@ class _Products:
         """
         lanes = self.plan.target.lanes(I32)
         places = Places(positions, (1,) * len(self.sizes), self.source.layout, target.layout, (), lanes)
-        return integer.choose(self.plan, self.shape(weights), weights, places, merged)
+        return integer.choose(self.plan, self._shape(weights), weights, places, merged)
 
-    def emit(
+    def _emit(
         self,
         weights: np.ndarray[Any, Any],
         bias: np.ndarray[Any, Any],
@@ -109,7 +169,7 @@ class _Products:
         sums = weights.sum(axis=(2, 3), dtype=np.int64).reshape(-1)
         dot = Dot.of(self.plan.target)
         start = integer.corrected(bias, sums, self.point, self.source.dtype, dot)
-        shape = self.shape(weights)
+        shape = self._shape(weights)
         info = integer.describe(self.node, shape, weights, self.out, epilogue)
         integer_code.emit(
             self.plan, self.source, shape, choice, weights, start, target, epilogue, info, barrier, merged
@@ -126,72 +186,10 @@ def transposed(node: Node, plan: Plan) -> None:
     epilogue = IntegerEpilogue.of(node, plan, 5, integer.most(weights, bias))
     if epilogue.tensors:
         raise UnsupportedModel("a transposed convolution can't add a tensor as it stores")
-    w, point = _window(node, graph), integer.zero_point(node, graph)
+    window, sizes, point = _window(node, graph), _sizes(node, graph), integer.zero_point(node, graph)
     source = plan.planar(node.inputs[0], halo(node, graph), point)
-    products = _Products(node, plan, source, point, out, _sizes(node, graph))
-    phases = list(itertools.product(*map(range, w.strides)))
-    planes = phase_planes(plan, source, (*out.shape[:2], len(phases), *products.sizes), out.dtype)
-    if is_pixel_shuffle(w, out.shape[2:], source.shape[2:]):
-        if _emit_shuffle(products, weights, bias, planes, w, epilogue):
-            return
-    else:
-        _emit_phases(products, weights, bias, planes, w, epilogue)
-    interleave(plan, planes, out, w.strides, phases)
-
-
-def _emit_shuffle(
-    products: _Products,
-    weights: np.ndarray[Any, Any],
-    bias: np.ndarray[Any, Any],
-    planes: Tensor,
-    w: TransposedWindow,
-    epilogue: IntegerEpilogue,
-) -> bool:
-    """All phases, which read the same pixel, as channels of one convolution.
-
-    Returns:
-        Whether they are in the output, since they take turns as they are stored, rather than in `planes`.
-        Tiles then end with rows, which may be slower than to put the phases together after.
-    """
-    rows, origin = as_channels(weights), ((0,) * len(products.sizes),)
-    out, count, view = products.out, math.prod(w.strides), planes.layout
-    layout = Layout(
-        (out.shape[0], out.shape[1] * count, *products.sizes),
-        (view.strides[0], *view.strides[2:]),
-        view.origin,
-        view.extent,
-        ((0, 0),) * (2 + len(products.sizes)),
-        view.slack,
-    )
-    apart, together = replace(planes, layout=layout), coarse(out, w)
-    choice = products.choose(rows, apart, origin)
-    in_turns = products.choose(rows, together, origin, merged=True)
-    copying = cost.copy(cost.Machine.of(products.plan.target), out.layout.elements * out.dtype.itemsize)
-    repeated = np.repeat(bias, count)
-    if in_turns.cycles < choice.cycles + copying:
-        merged = tuple(zip(w.strides[:-1], out.layout.strides[2:-1]))
-        products.emit(rows, repeated, together, in_turns, epilogue, merged=merged)
-        return True
-    of_phases = replace(epilogue, channels=tuple(np.repeat(c, count) for c in epilogue.channels))
-    products.emit(rows, repeated, apart, choice, of_phases)
-    return False
-
-
-def _emit_phases(
-    products: _Products,
-    weights: np.ndarray[Any, Any],
-    bias: np.ndarray[Any, Any],
-    planes: Tensor,
-    w: TransposedWindow,
-    epilogue: IntegerEpilogue,
-) -> None:
-    """A convolution for each phase, with the taps that reach it."""
-    phases = list(itertools.product(*map(range, w.strides)))
-    for index, phase in enumerate(phases):
-        part, positions = phase_weights(weights, w, phase)
-        target = phase_view(planes, index)
-        choice = products.choose(part, target, positions)
-        products.emit(part, bias, target, choice, epilogue, barrier=index == len(phases) - 1)
+    planes = phase_planes(plan, source, (*out.shape[:2], math.prod(window.strides), *sizes), out.dtype)
+    _Transposed(node, plan, source, point, window, sizes, weights, bias, epilogue, out, planes).lower()
 
 
 def _constants(node: Node, plan: Plan) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
