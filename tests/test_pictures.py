@@ -148,7 +148,8 @@ def test_what_is_refused() -> None:
     session.close()
     with pytest.raises(ResourceError):
         session.run(None, {"x": pictures(4)})
-    for content in ({}, {"count": 0, "inputs": [0], "axes": [0]}, {"count": 2, "inputs": ["x"], "axes": [0]}):
+    good = {"count": 2, "inputs": [0], "axes": [0]}
+    for content in ({}, {**good, "count": 0}, {**good, "count": "two"}, {**good, "inputs": ["x"]}):
         with pytest.raises(ArtifactError):
             Pictures.of(content)
 

@@ -159,12 +159,11 @@ def test_fours_hold_each_weight_once(held: bool) -> None:
 @pytest.mark.parametrize("seed", few(range(600, 630), 12))
 def test_blocks_of_input_channels(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums wait between them."""
-    orders = integer._orders
     size = 1 + seed % 3
 
     def in_blocks(*arguments: Any) -> list[tuple[bool, int]]:
         shape, shared = arguments[2], arguments[5]
-        return [(False, size)] if shape.outputs % shared == 0 else orders(*arguments)
+        return [(False, size)] if shape.outputs % shared == 0 else []
 
     monkeypatch.setattr(integer, "_orders", in_blocks)
     monkeypatch.setattr(integer_panel, "choose", lambda *_: None)
@@ -172,16 +171,34 @@ def test_blocks_of_input_channels(seed: int, target: str, monkeypatch: pytest.Mo
         _in_segments(monkeypatch)
     node, feeds, constants = (_segmented if seed % 4 == 0 else _case)(seed)
     check_node(node, feeds, constants, target=target, threads=1 + seed % 2, tolerance=0)
+    per_group = constants["w"].shape[1]
+    tiles = _tiles(node, feeds, constants, target)
+    assert "blocks of" in tiles or "strip" not in tiles or per_group <= 4 * size
 
 
-def _in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have all convolutions cut into segments that can be, whatever the target."""
-    cycles = integer._cycles
+def _in_segments(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Have all convolutions cut into segments that can be, whatever the target; the ways that there are."""
+    cycles, strips, found = integer._cycles, integer.segment_strips, list[Any]()
+
+    def recorded(*arguments: Any) -> list[Any]:
+        ways = strips(*arguments)
+        found.extend(ways)
+        return ways
+
+    monkeypatch.setattr(integer, "segment_strips", recorded)
     monkeypatch.setattr(integer, "_spreads", lambda _: True)
     monkeypatch.setattr(
         integer, "_cycles", lambda *a: cycles(*a) * (1e-9 if a[3].segments is not None else 1.0)
     )
     monkeypatch.setattr(integer_panel, "choose", lambda *_: None)
+    return found
+
+
+def _tiles(node: Node, feeds: dict[str, Array], constants: dict[str, Array], target: str) -> str:
+    """What is told of the tiles of a network of one node."""
+    graph = graph_of([node], feeds, ["y"], constants)
+    steps = Planner(graph, (RUN_TARGETS | WIDTHS)[target], 1).program().steps
+    return "; ".join(str(step.info.get("tile", "")) for step in steps)
 
 
 def _segmented(seed: int) -> tuple[Node, dict[str, Array], dict[str, Array]]:
@@ -209,9 +226,10 @@ def _segmented(seed: int) -> tuple[Node, dict[str, Array], dict[str, Array]]:
 @pytest.mark.parametrize("target", [*TARGETS, "16 lanes"])
 @pytest.mark.parametrize("seed", few(range(400, 430), 10))
 def test_segments_of_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    _in_segments(monkeypatch)
+    ways = _in_segments(monkeypatch)
     node, feeds, constants = _segmented(seed)
     check_node(node, feeds, constants, target=target, threads=1 + seed % 2, tolerance=0)
+    assert ("segments" in _tiles(node, feeds, constants, target)) == bool(ways)
 
 
 @pytest.mark.parametrize("target", [*TARGETS, "16 lanes"])

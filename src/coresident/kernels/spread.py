@@ -46,11 +46,6 @@ class Spread:
         """Of a row of lanes."""
         return self.columns * self.width
 
-    @property
-    def size(self) -> int:
-        """Pixels of a segment."""
-        return self.rows * self.pixels
-
     def tops(self, down: int) -> list[int]:
         """The first row of each row of lanes, in tiles of `down` segments below each other."""
         return [lane * down for lane in range(self.rows)]

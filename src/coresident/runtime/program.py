@@ -61,7 +61,7 @@ class Pictures:
         except (TypeError, KeyError) as error:
             raise ArtifactError("what is said of the batch can't be read") from error
         numbers = (count, *inputs, *(axis for axis in axes if axis is not None))
-        if count < 1 or any(type(number) is not int or number < 0 for number in numbers):
+        if any(type(number) is not int or number < 0 for number in numbers) or count < 1:
             raise ArtifactError("what is said of the batch can't be")
         return Pictures(count, inputs, axes)
 
