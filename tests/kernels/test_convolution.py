@@ -4,6 +4,7 @@ differently."""
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -219,13 +220,14 @@ def test_lanes_of_dense_kernels(seed: int, target: str) -> None:
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * max(float(np.abs(want).max()), 1e-30))
 
 
-def _in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have sparse convolutions take tiles of segments, whatever they cost."""
+def _in_segments(monkeypatch: pytest.MonkeyPatch, steps: bool = False) -> None:
+    """Have sparse convolutions take tiles of segments, in several steps if they can, whatever they cost."""
     segments = sparse._segments
 
     def forced(*arguments: Any) -> Iterator[sparse.Choice]:
         for choice in segments(*arguments):
-            yield replace(choice, cycles=choice.cycles * 1e-9)
+            goes_on = choice.packing is not None and choice.packing.steps > 1
+            yield replace(choice, cycles=choice.cycles * (1e-18 if goes_on and steps else 1e-9))
 
     monkeypatch.setattr(sparse, "_segments", forced)
 
@@ -238,8 +240,8 @@ SEGMENTED = [name for name in (*TARGETS, *WIDTHS) if (RUN_TARGETS | WIDTHS)[name
 @pytest.mark.parametrize("seed", few(range(6000, 6040), 12))
 def test_segments_of_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long rows, and several short ones; blocks of input channels and residuals; a last tile overlaps the one
-    before, or has rows that are not there."""
-    _in_segments(monkeypatch)
+    before, or has rows that are not there; it may go on in steps."""
+    _in_segments(monkeypatch, steps=seed % 4 > 1)
     rng = np.random.default_rng(seed)
     rank = int(rng.choice([2, 2, 3]))
     kernel = (*(int(k) for k in rng.choice([1, 2, 3], rank - 1)), int(rng.choice([2, 3, 5, 11])))
@@ -265,10 +267,26 @@ def test_segments_of_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatc
 def test_segments_are_taken(target: str, spatial: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     _in_segments(monkeypatch)
     case = Case(1, 40, 8, spatial, (3, 3), (1, 1), (1,) * 4, (1, 1), density=0.1)
+    assert "segments" in _tiles(case, target)
+
+
+@pytest.mark.parametrize("spatial", [(9, 7, 64), (5, 13, 32), (8, 16, 16), (11, 8, 8)])
+@pytest.mark.parametrize("target", SEGMENTED)
+def test_segments_go_on_in_steps(
+    target: str, spatial: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Along the depth of a volume; a last tile overlaps the one before."""
+    _in_segments(monkeypatch, steps=True)
+    case = Case(1, 40, 8, spatial, (3,) * 3, (1,) * 3, (1,) * 6, (1,) * 3, density=0.1)
+    assert re.search("in [0-9]+ steps", _tiles(case, target))
+
+
+def _tiles(case: Case, target: str) -> str:
+    """What a convolution is cut into, which is checked."""
     node, feeds, constants = case.feeds(0)
     check_node(node, feeds, constants, target=target)
     program = Planner(graph_of([node], feeds, ["y"], constants), (RUN_TARGETS | WIDTHS)[target], 1).program()
-    assert any("segments" in str(step.info.get("tile")) for step in program.steps)
+    return " ".join(str(step.info.get("tile")) for step in program.steps)
 
 
 @pytest.mark.parametrize("density", [0.1, 1.0])

@@ -43,8 +43,9 @@ MARGIN, SHORT_ROWS_MARGIN = 1.1, 1.0
 """Measured over modelled cycles, relative to the dense kernel's (`bench/break_even.py`): of all tiles but
 those of segments of several rows, and of these."""
 
-SEGMENT_L1 = 1.25
-"""Of the part of L1 that a tile's activations may fill: those that are packed."""
+SEGMENT_L1, STEPS_L1 = 1.25, 1.7
+"""Of the part of L1 that a tile's activations may fill: those that are packed, for one step and for several
+(whose other planes come from L2 all the same)."""
 
 UNROLL = 4
 """Nonzeros in one round of the inner loop, a power of two."""
@@ -73,15 +74,22 @@ class Choice:
         segments = " of segments" if self.packing is not None else ""
         if self.packing is not None and not self.packing.in_one_row:
             segments += f" of {self.packing.segments.spread.rows} rows"
+        if self.packing is not None and self.packing.steps > 1:
+            segments += f" in {self.packing.steps} steps"
         vectors = f"{self.tiles.vectors} vectors{segments}"
         return f"{vectors} x {self.shared} channels, blocks of {self.block}{flat}"
+
+    def packed_channels(self, inputs: int) -> int:
+        """Input channels that lie packed at a time."""
+        return self.block if self.packing is None or self.packing.steps == 1 else inputs
 
     def offsets(self, inputs: int, g: Geometry) -> np.ndarray[Any, Any]:
         """[inputs, taps] bytes from an output pixel to what a channel's tap reads: of the planes, or of the
         packed channels of a block."""
         channels, taps, stride = np.arange(inputs), g.taps, g.channel_stride
         if self.packing is not None:
-            channels, taps, stride = channels % self.block, self.packing.taps, self.packing.span
+            channels = channels % self.packed_channels(inputs)
+            taps, stride = self.packing.taps, self.packing.span
         offsets: np.ndarray[Any, Any] = 4 * (channels[:, None] * stride + np.array(taps)[None, :])
         return offsets.astype(np.int32)
 
@@ -185,8 +193,11 @@ def _segments(
     lanes, extras = plan.target.lanes(F32), [t.layout for t in epilogue.tensors]
     for cutting, packing in cut_segments(g, out.layout, extras, lanes, plan.target.registers - 2):
         for (shared, block), (counts, changes) in profiles.items():
-            block_bytes = 4 * block * packing.span
-            if shared > 1 or block_bytes > machine.l1_bytes * SEGMENT_L1:
+            goes_on = packing.steps > 1
+            block_bytes = 4 * block * packing.planes * packing.plane_span
+            if shared > 1 or block_bytes > machine.l1_bytes * (STEPS_L1 if goes_on else SEGMENT_L1):
+                continue
+            if goes_on and 4 * shape.inputs * packing.span > machine.cache:
                 continue
             rows, blocks = counts.size, counts.shape[1]
             one = cost.sparse_rows(
@@ -202,7 +213,12 @@ def _segments(
                 block_bytes,
                 4 * lanes,
             )
-            one += shape.groups * (packing.cycles * shape.inputs + packing.storing_cycles * shape.outputs)
+            one += shape.groups * packing.storing_cycles * shape.outputs
+            # All planes but the one that was packed last come from L2.
+            if goes_on:
+                kept = 4 * shape.inputs * (packing.planes - 1) * packing.plane_span
+                one += 0.5 * shape.groups * kept / machine.l2_bytes
+            one = one * packing.steps + shape.groups * packing.cycles * shape.inputs
             margin = MARGIN if packing.in_one_row else SHORT_ROWS_MARGIN
             yield Choice(cutting, 1, block, cutting.count * shape.batch * margin * one, packing)
 

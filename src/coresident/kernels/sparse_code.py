@@ -43,9 +43,9 @@ class _Code:
 
     @property
     def packed(self) -> int:
-        """Elements of scratch that a packed block takes."""
+        """Elements of scratch that the packed channels take."""
         packing = self.choice.packing
-        return 0 if packing is None else self.choice.block * packing.span
+        return 0 if packing is None else self.choice.packed_channels(self.shape.inputs) * packing.span
 
     def _reads(self, vector: int) -> int:
         """Elements from a tile's first to a vector."""
@@ -53,36 +53,67 @@ class _Code:
         return vector * self.frame.vector.lanes if packing is None else packing.segments.reads[vector]
 
     def tile(self, here: Here) -> None:
-        """All rows of the task, block of input channels by block."""
+        """All steps of a tile."""
+        f, packing = self.frame.function, self.choice.packing
+        if packing is None:
+            self._step(here, f["scratch"], 0)
+            return
+        here = replace(here, segments=packing.segments)
+        if packing.steps == 1:
+            self._step(here, f["scratch"], 0)
+            return
+        with f.loop(0, packing.steps) as step:
+            offsets = [at + step * move for at, move in zip(here.offsets, packing.moves, strict=True)]
+            packed = f.offset(f["scratch"], step * packing.plane_span, F32)
+            self._step(replace(here, offsets=offsets), packed, step)
+
+    def _step(self, here: Here, packed: Value, step: Value | int) -> None:
+        """All rows of the task, block of input channels by block.
+
+        Args:
+            packed: address of what the step reads of the first channel, where it is packed.
+            step: of the tile.
+        """
         f, frame = self.frame.function, self.frame
-        if self.choice.packing is not None:
-            here = replace(here, segments=self.choice.packing.segments)
         count = frame.part.end_row - frame.part.first_row
         with f.loop(0, self.blocks) as block:
             position = f.var(f.offset(self.stream, f.load(I64, self.starts, block), I32))
-            last = block.equals(self.blocks - 1)
-            following = (block + 1) * self.choice.block
-            ahead = f.select(last, here.ahead, f.offset(here.x, following * self.g.channel_stride, F32))
-            left = f.minimum(-following + self.shape.inputs, self.choice.block)
-            channels = f.select(last, self.choice.block, left)
-            share = -(-self.choice.block // frame.work.most_rows)
+            first_channel = block * self.choice.block
+            channels = f.minimum(-first_channel + self.shape.inputs, self.choice.block)
             if self.choice.packing is not None:
-                self._pack(self.choice.packing, here, block)
+                self._pack(self.choice.packing, here, first_channel, channels, step)
+            ahead, ahead_channels = self._ahead(here, block, channels, step)
+            share = -(-self.choice.block // frame.work.most_rows)
             with f.loop(0, count) as r:
                 first = r * share
-                self._prefetch(here, ahead, first, f.minimum(first + share, channels))
+                self._prefetch(here, ahead, first, f.minimum(first + share, ahead_channels))
                 described = f.offset(self.rows, (block * count + r) * 2, I32)
                 channel = f.convert(f.load(I32, described), I64)
                 nonzeros = f.convert(f.load(I32, described, 1), I64)
-                self._row(here, block, channel, nonzeros, position)
+                self._row(here, block, channel, nonzeros, position, packed)
 
-    def _pack(self, packing: Packing, here: Here, block: Value) -> None:
-        """Pack the channels of a block."""
+    def _ahead(
+        self, here: Here, block: Value, channels: Value, step: Value | int
+    ) -> tuple[Value, Value | int]:
+        """Where the channels begin that are read next, and how many they are: those of the next block, or of
+        the next tile; while a tile goes on, those of this block in the next step."""
+        f, packing, stride = self.frame.function, self.choice.packing, self.g.channel_stride
+        following = (block + 1) * self.choice.block
+        if packing is not None and not isinstance(step, int):
+            planes = (step + packing.planes) * packing.plane_stride
+            return f.offset(here.x, block * (self.choice.block * stride) + planes, F32), channels
+        last = block.equals(self.blocks - 1)
+        left = f.minimum(-following + self.shape.inputs, self.choice.block)
+        plane = f.offset(here.x, following * stride, F32)
+        return f.select(last, here.ahead, plane), f.select(last, self.choice.block, left)
+
+    def _pack(self, packing: Packing, here: Here, first: Value, channels: Value, step: Value | int) -> None:
+        """Pack the channels of a block for a step."""
         f, vector = self.frame.function, self.frame.vector
-        first = block * self.choice.block
-        with f.loop(0, f.minimum(-first + self.shape.inputs, self.choice.block)) as c:
+        with f.loop(0, channels) as c:
             source = f.offset(here.x, (first + c) * self.g.channel_stride, F32)
-            packing.pack(f, vector, source, f.offset(f["scratch"], c * packing.span, F32))
+            place = c if isinstance(step, int) else first + c
+            packing.pack(f, vector, source, f.offset(f["scratch"], place * packing.span, F32), step)
 
     def _prefetch(self, here: Here, plane: Value, first: Value, end: Value) -> None:
         """Ask for what comes next of the channels first..end of the planes at an address."""
@@ -93,7 +124,15 @@ class _Code:
         with f.loop(first, end) as c:
             packing.prefetch(f, f.offset(plane, c * self.g.channel_stride, F32))
 
-    def _row(self, here: Here, block: Value, channel: Value, nonzeros: Value, position: Variable) -> None:
+    def _row(
+        self,
+        here: Here,
+        block: Value,
+        channel: Value,
+        nonzeros: Value,
+        position: Variable,
+        packed: Value,
+    ) -> None:
         """The channels of one row, one block of input channels."""
         f, frame = self.frame.function, self.frame
         place = (channel - frame.part.first_row * self.choice.shared) * (here.vectors * frame.vector.lanes)
@@ -101,8 +140,8 @@ class _Code:
         channels = [frame.channel_base + channel + s for s in range(self.choice.shared)]
         sums = Sums(frame, here, channels, block, self.blocks, waiting)
         totals = [[f.var(value) for value in row] for row in sums.start()]
-        packed = self.choice.packing is not None
-        self._nonzeros(f["scratch"] if packed else here.x, position, nonzeros, totals)
+        source = here.x if self.choice.packing is None else packed
+        self._nonzeros(source, position, nonzeros, totals)
         sums.finish([[total.get() for total in row] for row in totals])
 
     def _nonzeros(
