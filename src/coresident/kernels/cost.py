@@ -150,6 +150,7 @@ def sparse_rows(
     unaligned: bool,
     block_bytes: float,
     vector_bytes: int,
+    packed: bool = False,
 ) -> float:
     """Cycles for one tile over `rows` groups of `shared` output channels that hold `nonzeros` products each.
 
@@ -161,13 +162,14 @@ def sparse_rows(
         extras: tensors that the epilogue reads.
         unaligned: half of the vectors then touch two cache lines.
         block_bytes: of the activations that a block reads again and again.
+        packed: whether these lie side by side, so that no cache set has more of them than others.
     """
     sums = vectors * shared
     words = 1.6 if shared == 1 else 1.5 + shared
     load = (vectors * (1.5 if unaligned else 1.0) + words) / machine.loads
     # Beside the weights and sums that pass through, about half of L1 keeps a block's activations.
     missed = min(max(block_bytes - 0.6 * machine.l1_bytes, 0.0) / (2.8 * machine.l1_bytes), 1.0)
-    far = vectors * (1.25 * vector_bytes / machine.l2_bytes - 1 / machine.loads)
+    far = vectors * (1.25 * vector_bytes / machine.l2_bytes - 1 / machine.loads) * (0.6 if packed else 1.0)
     # A sum can be added to four cycles later; meanwhile other rows' products run, as far as the core sees.
     ahead = nonzeros * (sums + 1.8) + 2 * sums + 10
     latency = 4.0 * min(ahead / 180, 1.0)
@@ -176,7 +178,10 @@ def sparse_rows(
     body = nonzeros * max(load + missed * far, fma, issue, latency)
     last = rows / blocks
     waiting = last * sums * vector_bytes
-    # Sums that wait pass through L2, where what the tile reads next and writes wants to stay.
-    waits = sums * vector_bytes / machine.l2_bytes * (1 + 2 * min(3 * waiting / machine.cache, 2.0))
+    # Sums that wait pass through L2, where what the tile reads next and writes wants to stay; and L1 has less
+    # room for them where activations are packed.
+    share, each = (6.0, 1.5) if packed else (3.0, 1.0)
+    crowded = 1 + 2 * min(share * waiting / machine.cache, 2.0)
+    waits = each * sums * vector_bytes / machine.l2_bytes * crowded
     stores = sums * vector_bytes / 32 * (2.0 + 3.5 * extras)
     return rows * (body + 10) + (rows - last) * waits + last * stores + changes * machine.mispredict

@@ -39,13 +39,12 @@ from coresident.kernels.sparse_segments import Packing
 from coresident.kernels.sparse_segments import cuts as cut_segments
 from coresident.kernels.tiling import Cut
 
-MARGIN, SHORT_ROWS_MARGIN = 1.1, 1.0
-"""Measured over modelled cycles, relative to the dense kernel's (`bench/break_even.py`): of all tiles but
-those of segments of several rows, and of these."""
+MARGIN, SEGMENTS_MARGIN, SHORT_ROWS_MARGIN = 1.1, 1.0, 0.88
+"""Measured over modelled cycles, relative to the dense kernel's (`bench/break_even.py`): of tiles of
+neighbouring pixels, of segments of one row, and of several."""
 
-SEGMENT_L1, STEPS_L1 = 1.25, 1.7
-"""Of the part of L1 that a tile's activations may fill: those that are packed, for one step and for several
-(whose other planes come from L2 all the same)."""
+SEGMENT_L1 = 2.0
+"""Of the part of L1 that a tile's activations may fill: those that are packed."""
 
 UNROLL = 4
 """Nonzeros in one round of the inner loop, a power of two."""
@@ -195,7 +194,7 @@ def _segments(
         for (shared, block), (counts, changes) in profiles.items():
             goes_on = packing.steps > 1
             block_bytes = 4 * block * packing.planes * packing.plane_span
-            if shared > 1 or block_bytes > machine.l1_bytes * (STEPS_L1 if goes_on else SEGMENT_L1):
+            if shared > 1 or block_bytes > machine.l1_bytes * SEGMENT_L1:
                 continue
             if goes_on and 4 * shape.inputs * packing.span > machine.cache:
                 continue
@@ -212,6 +211,7 @@ def _segments(
                 False,
                 block_bytes,
                 4 * lanes,
+                packed=True,
             )
             one += shape.groups * packing.storing_cycles * shape.outputs
             # All planes but the one that was packed last come from L2.
@@ -219,7 +219,7 @@ def _segments(
                 kept = 4 * shape.inputs * (packing.planes - 1) * packing.plane_span
                 one += 0.5 * shape.groups * kept / machine.l2_bytes
             one = one * packing.steps + shape.groups * packing.cycles * shape.inputs
-            margin = MARGIN if packing.in_one_row else SHORT_ROWS_MARGIN
+            margin = SEGMENTS_MARGIN if packing.in_one_row else SHORT_ROWS_MARGIN
             yield Choice(cutting, 1, block, cutting.count * shape.batch * margin * one, packing)
 
 
