@@ -13,6 +13,7 @@ from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Node
 from coresident.graph.operator import evaluate
 from coresident.kernels import winograd
+from coresident.kernels.filtering import FILTERS
 from coresident.schedule.planner import Planner
 
 Array = np.ndarray[Any, Any]
@@ -36,24 +37,37 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[winograd.Choice]:
 
 
 def _case(
-    rng: np.random.Generator, spatial: tuple[int, ...], pad: int, group: int = 1
+    rng: np.random.Generator,
+    spatial: tuple[int, ...],
+    pad: int,
+    group: int = 1,
+    size: int = 3,
+    stride: int = 1,
 ) -> tuple[Node, dict[str, Array], dict[str, Array]]:
     inputs, outputs = group * int(rng.integers(1, 40)), group * int(rng.integers(1, 40))
-    kernel = (*(int(k) for k in rng.integers(1, 4, len(spatial) - 2)), 3, 3)
-    attributes = {"kernel_shape": kernel, "pads": (pad,) * 2 * len(spatial), "group": group}
+    kernel = (*(int(k) for k in rng.integers(1, 4, len(spatial) - 2)), size, size)
+    strides = (*(1 for _ in spatial[2:]), stride, stride)
+    attributes = {
+        "kernel_shape": kernel,
+        "pads": (pad,) * 2 * len(spatial),
+        "group": group,
+        "strides": strides,
+    }
     x = rng.standard_normal((int(rng.integers(1, 3)), inputs, *spatial), dtype=np.float32)
     w = rng.standard_normal((outputs, inputs // group, *kernel)).astype(np.float32)
     constants = {"w": w, "b": rng.standard_normal(outputs).astype(np.float32)}
     return Node("Conv", ("x", "w", "b"), ("y",), attributes, "conv"), {"x": x}, constants
 
 
-def test_matrices_filter_exactly() -> None:
+@pytest.mark.parametrize("taps", FILTERS)
+def test_matrices_filter_exactly(taps: int) -> None:
+    one = FILTERS[taps]
     rng = np.random.default_rng(0)
-    x = rng.integers(-9, 10, (winograd.WINDOW, winograd.WINDOW)).astype(float)
-    w = rng.integers(-9, 10, (3, 3)).astype(float)
-    spread = (winograd.KERNEL @ w @ winograd.KERNEL.T) * (winograd.INPUT @ x @ winograd.INPUT.T)
-    wanted = [[(x[i : i + 3, j : j + 3] * w).sum() for j in range(4)] for i in range(4)]
-    np.testing.assert_allclose(winograd.OUTPUT @ spread @ winograd.OUTPUT.T, wanted, rtol=0, atol=1e-10)
+    x = rng.integers(-9, 10, (one.window, one.window)).astype(float)
+    w = rng.integers(-9, 10, (taps, taps)).astype(float)
+    spread = (one.kernels @ w @ one.kernels.T) * (one.inputs @ x @ one.inputs.T)
+    wanted = [[(x[i : i + taps, j : j + taps] * w).sum() for j in range(4)] for i in range(4)]
+    np.testing.assert_allclose(one.outputs @ spread @ one.outputs.T, wanted, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("target", LANES)
@@ -65,6 +79,21 @@ def test_random_convolutions(seed: int, target: str, taken: list[winograd.Choice
     depth = tuple(int(s) for s in rng.integers(3, 6, int(rng.random() < 0.3)))
     spatial = (*depth, int(rng.choice(sizes[:9])), int(rng.choice(sizes)))
     node, feeds, constants = _case(rng, spatial, int(rng.integers(0, 3)), int(rng.choice([1, 1, 1, 2])))
+    check_node(node, feeds, constants, target=target, threads=1 + seed % 2)
+    assert taken
+
+
+@pytest.mark.parametrize("target", LANES)
+@pytest.mark.parametrize("seed", few(range(100, 140), 10))
+def test_larger_kernels_and_phases(seed: int, target: str, taken: list[winograd.Choice]) -> None:
+    """Of 4 x 4; of 5 x 5, 6 x 6 and 7 x 7 with strides of 2, whose phases have fewer taps here and there."""
+    rng = np.random.default_rng(seed)
+    size, stride = [(4, 1), (5, 2), (6, 2), (7, 2), (7, 2)][int(rng.integers(5))]
+    depth = tuple(int(s) for s in rng.integers(3, 6, int(rng.random() < 0.2)))
+    spatial = (*depth, int(rng.integers(14, 40)), int(rng.choice([14, 17, 31, 56, 63, 64, 111, 150])))
+    node, feeds, constants = _case(
+        rng, spatial, int(rng.integers(0, size)), int(rng.choice([1, 1, 2])), size, stride
+    )
     check_node(node, feeds, constants, target=target, threads=1 + seed % 2)
     assert taken
 
@@ -82,11 +111,15 @@ def test_residuals(width: int, target: str, taken: list[winograd.Choice]) -> Non
     assert taken
 
 
-def test_rounding_is_a_few_times_that_of_a_direct_convolution(taken: list[winograd.Choice]) -> None:
+@pytest.mark.parametrize(("inputs", "size", "stride"), [(256, 3, 1), (24, 7, 2)])
+def test_rounding_is_a_few_times_that_of_a_direct_convolution(
+    inputs: int, size: int, stride: int, taken: list[winograd.Choice]
+) -> None:
     rng = np.random.default_rng(1)
-    x = np.maximum(rng.standard_normal((1, 256, 28, 28), dtype=np.float32), 0)
-    w = (rng.standard_normal((16, 256, 3, 3)) / 48).astype(np.float32)
-    node = Node("Conv", ("x", "w"), ("y",), {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1)}, "conv")
+    x = np.maximum(rng.standard_normal((1, inputs, 28, 28), dtype=np.float32), 0)
+    w = (rng.standard_normal((16, inputs, size, size)) / (size * inputs**0.5)).astype(np.float32)
+    attributes = {"kernel_shape": (size, size), "pads": (size // 2,) * 4, "strides": (stride, stride)}
+    node = Node("Conv", ("x", "w"), ("y",), attributes, "conv")
     (got,) = run_graph(graph_of([node], {"x": x}, ["y"], {"w": w}), {"x": x})
     exact = {name: array.astype(np.float64) for name, array in (("x", x), ("w", w))}
     wanted = evaluate(graph_of([node], {"x": exact["x"]}, ["y"], {"w": exact["w"]}), {"x": exact["x"]})["y"]

@@ -72,7 +72,9 @@ class Geometry:
         strides: elements between neighbouring output pixels, one a spatial dimension.
         copied: bytes moved to make the source from the input; 0 if it is the input.
         prepare: emits that copy: to be called once by who reads the source.
-        positions: of each tap in the input, relative to the output pixel; none where the source is a copy.
+        positions: of each tap, relative to the output pixel, in the input or in a phase of it; none where
+            output pixels have others each.
+        planes: elements from a channel's first plane to the phase that each tap reads; none without phases.
     """
 
     source: Tensor
@@ -83,6 +85,7 @@ class Geometry:
     copied: int = 0
     prepare: Callable[[], None] = lambda: None
     positions: tuple[tuple[int, ...], ...] = ()
+    planes: tuple[int, ...] = ()
 
     @property
     def step(self) -> int:
@@ -121,16 +124,28 @@ def by_phase(node: Node, plan: Plan) -> Geometry:
     split = phases.split(plan, x, w, plan.tensor(node.outputs[0]).layout)
     layout = split.tensor.layout
     strides = layout.strides[3:]
-    found: list[int] = []
+    positions: list[tuple[int, ...]] = []
+    planes: list[int] = []
     for position in itertools.product(*map(range, w.kernel)):
         at = [i * d - begin for i, d, begin in zip(position, w.dilations, w.pads_begin)]
         phase = split.index[tuple(a % s for a, s in zip(at, w.strides))]
-        found.append(
-            phase * layout.strides[2] + sum(a // s * step for a, s, step in zip(at, w.strides, strides))
-        )
+        planes.append(phase * layout.strides[2])
+        positions.append(tuple(a // s for a, s in zip(at, w.strides)))
+    taps = tuple(
+        plane + sum(a * step for a, step in zip(position, strides))
+        for plane, position in zip(planes, positions)
+    )
     copied = 4 * (layout.elements + x.layout.elements)
     return Geometry(
-        split.tensor, tuple(found), layout.strides[0], layout.strides[1], strides, copied, split.emit
+        split.tensor,
+        taps,
+        layout.strides[0],
+        layout.strides[1],
+        strides,
+        copied,
+        split.emit,
+        tuple(positions),
+        tuple(planes),
     )
 
 

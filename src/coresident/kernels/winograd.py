@@ -1,13 +1,7 @@
-"""Dense convolution of 3 x 3 kernels with a quarter of the multiplications.
+"""Dense convolution of small kernels with a quarter of the multiplications, by minimal filters.
 
-Winograd's minimal filtering F(4 x 4, 3 x 3) (A. Lavin and S. Gray, "Fast algorithms for convolutional neural
-networks", 2016): 4 x 4 output pixels are made of the 6 x 6 input pixels below them as
-
-    Y = AT [ (G w GT) * (BT x B) ] A        * element by element, and summed over input channels
-
-so 36 products do the work of 144. The interpolation points 0, 1, -1, 1/2 and -2 keep rounding errors within a
-few times those of a direct convolution, where the usual 2 and -2 do not (B. Barabasz et al., "Error analysis
-and improving the accuracy of Winograd convolution for deep neural networks", 2020).
+Of a 3 x 3 kernel 36 products do the work of 144 (`filtering.py`), and a 7 x 7 kernel with strides of 2 is one
+of 4 x 4 on four phases of its input, whose 196 products do the work of 784.
 
 Lanes hold tiles of 4 x 4 pixels: those of one stretch of a row, or of 2 or 4 rows of tiles where rows are
 short. A *strip* is one vector of tiles: its input channels are transformed into the worker's scratch, then
@@ -26,40 +20,15 @@ import numpy as np
 from coresident.codegen.types import F32
 from coresident.kernels import cost
 from coresident.kernels.epilogue import Epilogue
+from coresident.kernels.filtering import FILTERS, TILE, Filter
 from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import Geometry, Tiles
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.spread import starts_of
 
-TILE = 4
-"""Output pixels of a tile, in both directions."""
-WINDOW = 6
-"""Input pixels below a tile."""
-POSITIONS = WINDOW * WINDOW
-
-INPUT = np.array(
-    [
-        [1, -1.5, -2, 1.5, 1, 0],
-        [0, -1, 0.5, 2.5, 1, 0],
-        [0, 1, -2.5, 0.5, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 0.5, -1, -0.5, 1, 0],
-        [0, 1, -1.5, -2, 1.5, 1],
-    ]
-)
-"""BT."""
-KERNEL = (
-    np.array([[15, 0, 0], [5, 5, 5], [-5, 5, -5], [-16, -8, -4], [1, -2, 4], [0, 0, 15]], np.float64) / 15
-)
-"""G."""
-OUTPUT = np.array(
-    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 0.5, -2, 0], [0, 1, 1, 0.25, 4, 0], [0, 1, -1, 0.125, -8, 1]]
-)
-"""AT."""
-
-_INPUT_CYCLES, _OUTPUT_CYCLES = 420.0, 260.0
+_INPUT_CYCLES, _OUTPUT_CYCLES = {3: 420.0, 4: 600.0}, {3: 260.0, 4: 340.0}
 """To transform an input channel of a strip, and an output channel back, with one vector instruction a
-cycle."""
+cycle, by the filter's taps."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +36,7 @@ class Choice:
     """A way to compute it, and the cycles it should take on one core.
 
     Args:
+        filter: of the kernel.
         strips: table of [strips, parts * (2 + further operands)] int32: of each part elements from pixel 0 to
             its first, in the input, the output and each further operand.
         units: first strip of each unit, and the end of the last. Strips that write the same pixels, each
@@ -74,61 +44,80 @@ class Choice:
         parts: rows of tiles in a vector.
         width: output pixels of a part.
         group: output channels of a chunk.
-        outer: elements from one outer tap's plane of the input to pixel 0's, one or more.
+        outer: elements from a channel's pixel 0 to that of each plane that taps read: of the outer taps of a
+            volume, of the phases of a picture.
+        of_taps: of each tap of the kernel, the plane, and its place in the filter.
         first: elements from an output pixel to the first that a tile reads.
         chunks: of output channels.
         cycles: as the cost model says.
     """
 
+    filter: Filter
     strips: Tiles
     units: tuple[int, ...]
     parts: int
     width: int
     group: int
     outer: tuple[int, ...]
+    of_taps: tuple[tuple[int, int, int], ...]
     first: int
     chunks: int
     cycles: float
 
     def __str__(self) -> str:
-        return f"tiles of {TILE}x{TILE}, {self.parts} rows of them x {self.group} channels"
+        taps = self.filter.taps
+        return f"tiles of {TILE}x{TILE} by {taps}x{taps}, {self.parts} rows of them x {self.group} channels"
 
 
-def _window(g: Geometry) -> tuple[tuple[int, ...], int] | None:
-    """The outer taps and the first tap of 3 x 3; None if that is not what the taps are."""
+@dataclass(frozen=True)
+class _Window:
+    """What taps read: a filter's window in each of some planes. As `Choice` has it."""
+
+    filter: Filter
+    outer: tuple[int, ...]
+    of_taps: tuple[tuple[int, int, int], ...]
+    first: int
+
+
+def _window(g: Geometry) -> _Window | None:
+    """None if no filter is as large as what taps read."""
     if len(g.strides) < 2 or g.strides[-1] != 1 or not g.positions:
         return None
-    if g.taps != tuple(sum(a * s for a, s in zip(position, g.strides)) for position in g.positions):
+    top, left = (min(a[i] for a in g.positions) for i in (-2, -1))
+    extents = {max(a[i] for a in g.positions) + 1 - least for i, least in ((-2, top), (-1, left))}
+    if len(extents) > 1 or (taps := extents.pop()) not in FILTERS:
         return None
-    outer = list(dict.fromkeys(position[:-2] for position in g.positions))
-    top, left = g.positions[0][-2:]
-    wanted = [(*o, top + i, left + j) for o in outer for i in range(3) for j in range(3)]
-    if list(g.positions) != wanted:
-        return None
-    planes = tuple(sum(a * s for a, s in zip(o, g.strides)) for o in outer)
-    return planes, top * g.strides[-2] + left
+    inside = g.strides[:-2]
+    planes = [
+        plane + sum(a * s for a, s in zip(position[:-2], inside))
+        for plane, position in zip(g.planes or (0,) * len(g.positions), g.positions)
+    ]
+    outer = tuple(dict.fromkeys(planes))
+    of_taps = tuple((outer.index(plane), a[-2] - top, a[-1] - left) for plane, a in zip(planes, g.positions))
+    return _Window(FILTERS[taps], outer, of_taps, top * g.strides[-2] + left)
 
 
 def choose(plan: Plan, g: Geometry, shape: Shape, out: Tensor, epilogue: Epilogue) -> Choice | None:
-    """The cut that should be fastest; None where kernels are not 3 x 3, or pixels not side by side."""
+    """The cut that should be fastest; None where no filter is as large as the kernel, or
+    pixels do not lie side by side."""
     window, lanes = _window(g), plan.target.lanes(F32)
     columns = [g.strides, out.layout.strides[2:], *(t.layout.strides[2:] for t in epilogue.tensors)]
     if window is None or lanes < TILE or any(c[-1] != 1 for c in columns) or out.shape[-2] < TILE:
         return None
     machine = cost.Machine.of(plan.target)
-    planes, first = window
-    channels = shape.inputs * len(planes)
+    positions, taps = window.filter.positions, window.filter.taps
+    channels = shape.inputs * len(window.outer)
     most = 24 if plan.target.registers > 16 else 12
     group = min(
         (min(size, shape.outputs) for size in range(most, most // 2 - 1, -4)),
         key=lambda size: -(-shape.outputs // size) * (size + 1),
     )
     chunks = -(-shape.outputs // group)
-    each = channels * _INPUT_CYCLES / machine.fmas
-    each += chunks * POSITIONS * (channels * group * 1.07 / machine.fmas + 30 + 2 * group)
-    each += shape.outputs * (_OUTPUT_CYCLES / machine.fmas + 60 * len(epilogue.tensors))
+    each = channels * _INPUT_CYCLES[taps] / machine.fmas
+    each += chunks * positions * (channels * group * 1.07 / machine.fmas + 30 + 2 * group)
+    each += shape.outputs * (_OUTPUT_CYCLES[taps] / machine.fmas + 60 * len(epilogue.tensors))
     # Each strip reads all weights.
-    weights = 4 * POSITIONS * channels * shape.outputs
+    weights = 4 * positions * channels * shape.outputs
     each = max(each, weights / (machine.l2_bytes if weights < machine.cache else machine.l3_bytes))
     height, width = out.shape[-2:]
     best: Choice | None = None
@@ -153,7 +142,19 @@ def choose(plan: Plan, g: Geometry, shape: Shape, out: Tensor, epilogue: Epilogu
             array = np.array(table, np.int32)
             strips = Tiles(array, len(array), TILE, 0, lanes, lanes, False, math.prod(out.shape[2:]))
             units = _units(math.prod(out.shape[2:-2]), len(rows), len(lefts), height % TILE != 0)
-            best = Choice(strips, units, parts, min(width, pixels), group, planes, first, chunks, cycles)
+            best = Choice(
+                window.filter,
+                strips,
+                units,
+                parts,
+                min(width, pixels),
+                group,
+                window.outer,
+                window.of_taps,
+                window.first,
+                chunks,
+                cycles,
+            )
     return best
 
 
@@ -169,12 +170,15 @@ def _units(planes: int, rows: int, beside: int, overlap: bool) -> tuple[int, ...
 
 
 def pack(weights: np.ndarray, choice: Choice) -> np.ndarray:
-    """[groups, outputs, inputs, taps] as [groups][chunks][positions][outer taps][inputs][channels of a
+    """[groups, outputs, inputs, taps] as [groups][chunks][positions][planes][inputs][channels of a
     chunk], float32: transformed, zeros after the last channel."""
-    groups, outputs, inputs, taps = weights.shape
-    kernels = weights.reshape(groups, outputs, inputs, taps // 9, 3, 3).astype(np.float64)
-    spread = np.einsum("ua,vb,goczab->guvzco", KERNEL, KERNEL, kernels, optimize=True)
+    groups, outputs, inputs, _ = weights.shape
+    filter, planes = choice.filter, len(choice.outer)
+    kernels = np.zeros((groups, outputs, inputs, planes, filter.taps, filter.taps))
+    for tap, place in enumerate(choice.of_taps):
+        kernels[(..., *place)] = weights[..., tap]
+    spread = np.einsum("ua,vb,goczab->guvzco", filter.kernels, filter.kernels, kernels, optimize=True)
     padded = np.zeros((*spread.shape[:-1], choice.chunks * choice.group), np.float32)
     padded[..., :outputs] = spread
-    split = padded.reshape(groups, POSITIONS, taps // 9, inputs, choice.chunks, choice.group)
+    split = padded.reshape(groups, filter.positions, planes, inputs, choice.chunks, choice.group)
     return np.ascontiguousarray(split.transpose(0, 4, 1, 2, 3, 5)).reshape(-1)

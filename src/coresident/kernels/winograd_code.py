@@ -13,11 +13,12 @@ from coresident.codegen.types import F32, I32, I64
 from coresident.kernels import frame as frames
 from coresident.kernels.dense_code import WEIGHTS_AHEAD
 from coresident.kernels.epilogue import Epilogue
+from coresident.kernels.filtering import TILE
 from coresident.kernels.frame import Frame, Shape
 from coresident.kernels.geometry import Geometry
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.tiling import divided
-from coresident.kernels.winograd import INPUT, OUTPUT, POSITIONS, TILE, WINDOW, Choice, pack
+from coresident.kernels.winograd import Choice, pack
 
 AHEAD = 2
 """Input channels whose pixels are asked for in advance."""
@@ -31,7 +32,7 @@ class _Code:
         frame: its arguments and its part of the work; its tiles are units of strips, its rows chunks of
             channels.
         weights: of the group of the convolution, packed.
-        outer: address of the outer taps' offsets (int32).
+        outer: address of the planes' offsets (int32).
         units: address of the units' first strips (int32).
         rows: elements between rows, of the input, the output and each further operand.
     """
@@ -50,8 +51,16 @@ class _Code:
         return self.frame.vector.lanes
 
     @property
+    def window(self) -> int:
+        return self.choice.filter.window
+
+    @property
+    def positions(self) -> int:
+        return self.choice.filter.positions
+
+    @property
     def channels(self) -> int:
-        """Of the input, once for each outer tap."""
+        """Of the input, once for each plane that is read."""
         return self.shape.inputs * len(self.choice.outer)
 
     @property
@@ -62,16 +71,16 @@ class _Code:
     @property
     def products(self) -> int:
         """Elements of scratch before the products of a chunk."""
-        return POSITIONS * self.span
+        return self.positions * self.span
 
     @property
     def halfway(self) -> int:
         """Elements of scratch before what is transformed in one direction."""
-        return self.products + self.choice.group * POSITIONS * self.lanes
+        return self.products + self.choice.group * self.positions * self.lanes
 
     @property
     def scratch_bytes(self) -> int:
-        return 4 * (self.halfway + POSITIONS * self.lanes)
+        return 4 * (self.halfway + self.positions * self.lanes)
 
     def emit(self) -> None:
         """The task: strip by strip, all its chunks."""
@@ -107,19 +116,20 @@ class _Code:
         """Transform one channel: along rows, then, from scratch since it is too much for registers, down."""
         f, lanes, vector = self.frame.function, self.lanes, self.frame.vector
         halfway = f.offset(f["scratch"], self.halfway, F32)
-        for i in range(WINDOW):
+        for i in range(self.window):
             row = [f.offset(part, i * self.rows[0], F32) for part in parts]
             for part in row:
                 # No prefetcher sees what comes next: short pieces of many planes.
-                for at in range(0, self.choice.width + 2 + 15, 16):
+                for at in range(0, self.choice.width + self.window - TILE + 15, 16):
                     f.prefetch(part, 4 * (AHEAD * self.g.channel_stride + at))
-            phases = [*_phases(f, self._pixels(row, 0)), *_phases(f, self._pixels(row, 2))[2:]]
-            for j, value in enumerate(_transformed(f, INPUT, phases)):
-                f.store(value, halfway, (i * WINDOW + j) * lanes)
-        for j in range(WINDOW):
-            column = [f.load(vector, halfway, (i * WINDOW + j) * lanes) for i in range(WINDOW)]
-            for i, value in enumerate(_transformed(f, INPUT, column)):
-                f.store(value, target, (i * WINDOW + j) * self.span)
+            beyond = self.window - TILE
+            phases = [*_phases(f, self._pixels(row, 0)), *_phases(f, self._pixels(row, beyond))[-beyond:]]
+            for j, value in enumerate(_transformed(f, self.choice.filter.inputs, phases)):
+                f.store(value, halfway, (i * self.window + j) * lanes)
+        for j in range(self.window):
+            column = [f.load(vector, halfway, (i * self.window + j) * lanes) for i in range(self.window)]
+            for i, value in enumerate(_transformed(f, self.choice.filter.inputs, column)):
+                f.store(value, target, (i * self.window + j) * self.span)
 
     def _pixels(self, parts: Sequence[Value], skipped: int) -> list[Value]:
         """Four vectors of a row's pixels, part after part, from some pixel of each on; zeros for what no
@@ -128,7 +138,7 @@ class _Code:
         found = []
         for part in parts:
             for at in range(0, TILE * lanes // len(parts), lanes):
-                count = min(self.choice.width + 2 - skipped - at, lanes)
+                count = min(self.choice.width + self.window - TILE - skipped - at, lanes)
                 if count == lanes:
                     found.append(f.load(vector, part, skipped + at))
                 elif count > 0:
@@ -142,9 +152,9 @@ class _Code:
         f, group, lanes = self.frame.function, self.choice.group, self.lanes
         unroll = 2 if self.channels % 2 == 0 else 1
         products = f.offset(f["scratch"], self.products, F32)
-        with f.loop(0, POSITIONS) as position:
+        with f.loop(0, self.positions) as position:
             x = f.offset(f["scratch"], position * self.span, F32)
-            w = f.offset(self.weights, (chunk * POSITIONS + position) * (self.channels * group), F32)
+            w = f.offset(self.weights, (chunk * self.positions + position) * (self.channels * group), F32)
             sums = [f.var(0.0, self.frame.vector) for _ in range(group)]
             with f.loop(0, self.channels, unroll) as c:
                 for line in range(0, 4 * unroll * group, 64):
@@ -155,7 +165,7 @@ class _Code:
                         weight = f.splat(f.load(F32, w, (c + u) * group + r), self.frame.vector)
                         total.set(f.fma(pixels, weight, total.get()))
             for r, total in enumerate(sums):
-                f.store(total.get(), products, (position + r * POSITIONS) * lanes)
+                f.store(total.get(), products, (position + r * self.positions) * lanes)
 
     def _output(self, channel: Value, row: Value, places: Sequence[Sequence[Value]]) -> None:
         """Transform one output channel of a chunk back, finish it, and store it."""
@@ -168,19 +178,19 @@ class _Code:
         for line in moved:
             for offsets in line:
                 frame.output.prefetch(f, channel, vectors, offsets)
-        products = f.offset(f["scratch"], row * (POSITIONS * lanes) + self.products, F32)
+        products = f.offset(f["scratch"], row * (self.positions * lanes) + self.products, F32)
         columns = [
             _transformed(
                 f,
-                OUTPUT,
-                [f.load(frame.vector, products, (i * WINDOW + j) * lanes) for i in range(WINDOW)],
+                self.choice.filter.outputs,
+                [f.load(frame.vector, products, (i * self.window + j) * lanes) for i in range(self.window)],
             )
-            for j in range(WINDOW)
+            for j in range(self.window)
         ]
         bias = frame.biases(channel, 1)[0]
         per_part = TILE // len(places)
         for a, line in enumerate(moved):
-            phases = _transformed(f, OUTPUT, [column[a] for column in columns])
+            phases = _transformed(f, self.choice.filter.outputs, [column[a] for column in columns])
             pixels = _joined(f, [phase + bias for phase in phases])
             for part, offsets in enumerate(line):
                 held = pixels[part * per_part : part * per_part + vectors]
@@ -273,7 +283,7 @@ def emit(
         plan.constant(np.array(choice.outer, np.int32)),
         plan.constant(np.array(choice.units, np.int32)),
     ]
-    products = POSITIONS * strips.count * code.lanes * code.channels * shape.outputs
+    products = code.positions * strips.count * code.lanes * code.channels * shape.outputs
     details = {
         **info,
         "kernel": "winograd",
