@@ -113,7 +113,8 @@ class _Code:
         with f.loop(0, channels) as c:
             source = f.offset(here.x, (first + c) * self.g.channel_stride, F32)
             place = c if isinstance(step, int) else first + c
-            packing.pack(f, vector, source, f.offset(f["scratch"], place * packing.span, F32), step)
+            target = f.offset(f["scratch"], place * packing.span, F32)
+            packing.pack(f, vector, source, target, self.g.channel_stride, step)
 
     def _prefetch(self, here: Here, plane: Value, first: Value, end: Value) -> None:
         """Ask for what comes next of the channels first..end of the planes at an address."""

@@ -100,8 +100,17 @@ class Packing:
         """To bring together what an output channel stores in a step."""
         return STORING[self.in_one_row] * len(self.segments.writes)
 
-    def pack(self, f: Function, vector: Type, source: Value, target: Value, step: Value | int = 0) -> None:
-        """Emit the packing of one channel for a step, from the tile's first pixel at `source`."""
+    def pack(
+        self, f: Function, vector: Type, source: Value, target: Value, following: int, step: Value | int = 0
+    ) -> None:
+        """Emit the packing of one channel for a step.
+
+        Args:
+            source: address of the tile's first pixel.
+            target: where it is packed to.
+            following: elements to the channel that is packed next, which L1 is asked for.
+            step: of the tile.
+        """
         first: Value | int = 0
         if not isinstance(step, int):
             first = f.select(step.equals(0), 0, step + (self.planes - 1))
@@ -109,6 +118,7 @@ class Packing:
             here = f.offset(source, plane * self.plane_stride, F32)
             there = f.offset(target, plane * self.plane_span, F32)
             for number, row in enumerate(self.rows):
+                self._ask(f, f.offset(here, following, F32), row, near=True)
                 for i, pair in enumerate(self._groups(f, vector, here, row)):
                     f.store(pair, there, number * self.pitch + i * vector.lanes)
 
@@ -133,12 +143,16 @@ class Packing:
     def prefetch(self, f: Function, source: Value) -> None:
         """Ask L2 for what `pack` will read of a channel: in the first step, or in a later one of the plane at
         an address."""
-        width = self.segments.spread.pixels + self.segments.groups - self.segments.spread.width
         with f.loop(0, self.planes if self.steps == 1 else 1) as plane:
             here = f.offset(source, plane * self.plane_stride, F32)
-            for start in dict.fromkeys(start for row in self.rows for start in row):
-                for at in range(0, width + 15, 16):
-                    f.prefetch(here, 4 * (start + at), near=False)
+            self._ask(f, here, [start for row in self.rows for start in row], near=False)
+
+    def _ask(self, f: Function, plane: Value, starts: Sequence[int], near: bool) -> None:
+        """Ask for rows of lanes, L1 or L2."""
+        width = self.segments.spread.pixels + self.segments.groups - self.segments.spread.width
+        for start in dict.fromkeys(starts):
+            for at in range(0, width + 15, 16):
+                f.prefetch(plane, 4 * (start + at), near=near)
 
 
 def cuts(
