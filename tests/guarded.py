@@ -152,6 +152,7 @@ class Bench:
         *,
         reads: Sequence[Tensor] = (),
         writes: Sequence[Tensor] = (),
+        over: Sequence[Tensor] = (),
         barrier: bool = True,
         info: dict[str, Any] | None = None,
     ) -> None:

@@ -120,6 +120,7 @@ class Plan(Protocol):
         *,
         reads: Sequence[Tensor] = (),
         writes: Sequence[Tensor] = (),
+        over: Sequence[Tensor] = (),
         barrier: bool = True,
         info: dict[str, Any] | None = None,
     ) -> None:
@@ -131,6 +132,8 @@ class Plan(Protocol):
             tasks: pieces of work.
             reads, writes: tensors that it touches: their buffers live until then, their halos are zeroed
                 before.
+            over: of `reads`, those whose place what is written may take if nothing reads them afterwards: an
+                element is written once, after the elements in its place have been read, by the same task.
             barrier: False if the next step may run beside this one.
             info: what `analyze` shows: op, kernel, tile, macs, nonzero_macs, sparsity, pattern, why (a list
                 of reasons why it is not sparse, not fused or slow).

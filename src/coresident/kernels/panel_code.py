@@ -130,4 +130,13 @@ def emit(
     ]
     details = {**info, "kernel": "dense", "tile": str(choice), "estimated_cycles": choice.cycles}
     reads = [g.source, *epilogue.tensors]
-    plan.step(f, operands, work.tasks, reads=reads, writes=[out], barrier=barrier, info=details)
+    plan.step(
+        f,
+        operands,
+        work.tasks,
+        reads=reads,
+        writes=[out],
+        over=epilogue.tensors,
+        barrier=barrier,
+        info=details,
+    )

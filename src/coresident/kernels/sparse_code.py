@@ -279,4 +279,5 @@ def emit(
         "estimated_cycles": choice.cycles,
     }
     reads = [g.source, *epilogue.tensors]
-    plan.step(f, operands, work.tasks, reads=reads, writes=[out], barrier=barrier, info=details)
+    over = epilogue.tensors if choice.packing is None else ()
+    plan.step(f, operands, work.tasks, reads=reads, writes=[out], over=over, barrier=barrier, info=details)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -93,6 +94,7 @@ class Planner:
         self._code = Compilation(target, cpu.usable_cores().count, kernels)
         self._steps: list[tuple[str, tuple[Operand, ...], int, bool, dict[str, Any]]] = []
         self._once: set[int] = set()
+        self._over: list[tuple[int, int, int]] = []
         self._scratch = 0
         self._node, self._op = "", ""
 
@@ -222,10 +224,15 @@ class Planner:
         *,
         reads: Sequence[Tensor] = (),
         writes: Sequence[Tensor] = (),
+        over: Sequence[Tensor] = (),
         barrier: bool = True,
         info: dict[str, Any] | None = None,
     ) -> None:
         index = len(self._steps)
+        for old, new in itertools.product(over, writes):
+            places_ = {(t.storage.kind, t.storage.offset, t.dtype, t.layout) for t in (old, new)}
+            if len(places_) == 1 and new.storage.kind == "arena":
+                self._over.append((index, old.storage.buffer, new.storage.buffer))
         places = [o for o in operands if isinstance(o, Address)]
         for address in [*places, *(t.storage for t in (*reads, *writes))]:
             if address.kind == "arena":
@@ -305,13 +312,28 @@ class Planner:
         for step in self._steps:
             groups.append(group)
             group += step[3]
+        owners = self._in_place(groups)
         lifetimes = [
             memory.Lifetime(b.size, groups[min(b.steps)], groups[max(b.steps)], b.layout)
-            if b.steps
+            if b.steps and owner == i
             else memory.Lifetime(0, 0, 0)
-            for b in self._buffers
+            for i, (b, owner) in enumerate(zip(self._buffers, owners))
         ]
-        return memory.place(lifetimes)
+        offsets, size = memory.place(lifetimes)
+        return [offsets[owner] for owner in owners], size
+
+    def _in_place(self, groups: Sequence[int]) -> list[int]:
+        """The buffer whose memory each has: another's, where it is written over what is not read again."""
+        owners = list(range(len(self._buffers)))
+        for index, old, new in self._over:
+            owner = owners[old]
+            before, after = self._buffers[owner], self._buffers[new]
+            beside = [i for i in (*before.steps, *after.steps) if groups[i] == groups[index] and i != index]
+            fits = (before.size, before.layout) == (after.size, after.layout)
+            if fits and not beside and max(before.steps) == index == min(after.steps) and owners[new] == new:
+                before.steps.extend(after.steps)
+                owners[new] = owner
+        return owners
 
     def _word(self, operand: Operand, offsets: Sequence[int]) -> Word:
         if isinstance(operand, int):

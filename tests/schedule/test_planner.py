@@ -1,0 +1,89 @@
+"""Where the planner puts results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from support import HOST, RUN_TARGETS, TARGETS, few, graph_of, run_graph
+
+from coresident.graph.expression import Apply, Expression
+from coresident.graph.graph import Graph, Node
+from coresident.graph.operator import evaluate
+from coresident.schedule.planner import Planner
+
+Array = np.ndarray[Any, Any]
+ADDED = Expression(2, (Apply("Add", (0, 1)), Apply("Relu", (2,))))
+
+
+def residual(
+    seed: int, more: tuple[Node, ...] = (), outputs: tuple[str, ...] = ("z",)
+) -> tuple[Graph, dict[str, Array]]:
+    """Two convolutions, the second with a residual that the first made; and one after them."""
+    rng = np.random.default_rng(seed)
+    channels, spatial = int(rng.integers(3, 50)), tuple(int(s) for s in rng.integers(5, 40, 2))
+
+    def weights(outputs: int, inputs: int, size: int) -> Array:
+        made = rng.standard_normal((outputs, inputs, size, size)).astype(np.float32) / (size * inputs**0.5)
+        return np.where(rng.random(made.shape) < rng.choice([0.1, 1.0]), made, 0).astype(np.float32)
+
+    size = int(rng.choice([1, 3]))
+    attributes = {"kernel_shape": (size, size), "pads": (size // 2,) * 4}
+    nodes = [
+        Node("Conv", ("x", "w0"), ("r",), {"kernel_shape": (1, 1)}, "first"),
+        Node("Conv", ("r", "w1"), ("h",), {"kernel_shape": (1, 1)}, "between"),
+        Node("Conv", ("h", "w2", "", "r"), ("y",), {**attributes, "epilogue": ADDED}, "added"),
+        Node("Conv", ("y", "w3"), ("z",), {"kernel_shape": (1, 1)}, "last"),
+        *more,
+    ]
+    x = rng.standard_normal((int(rng.integers(1, 3)), 3, *spatial), dtype=np.float32)
+    constants = {
+        "w0": weights(channels, 3, 1),
+        "w1": weights(channels, channels, 1),
+        "w2": weights(channels, channels, size),
+        "w3": weights(4, channels, 1),
+    }
+    return graph_of(nodes, {"x": x}, list(outputs), constants), {"x": x}
+
+
+def is_in_place(graph: Graph, threads: int = 1) -> bool:
+    """Whether the residual addition writes what it reads."""
+    (step,) = (
+        s for s in Planner(graph, HOST, threads).program().steps if "Add" in s.info.get("epilogue", "")
+    )
+    arena = [word for word in step.words if word[0] == "arena"]
+    return len(set(arena)) < len(arena)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("seed", few(range(60), 16))
+def test_residuals_that_are_added_in_place(seed: int, target: str) -> None:
+    graph, feeds = residual(seed)
+    (got,) = run_graph(graph, feeds, RUN_TARGETS[target], 1 + seed % 2)
+    wanted = evaluate(graph, feeds)["z"]
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * float(np.abs(wanted).max()))
+
+
+def test_a_result_takes_the_place_of_a_residual_that_nothing_reads_again() -> None:
+    assert any(is_in_place(residual(seed)[0], 1 + seed % 2) for seed in range(8))
+
+
+def test_a_residual_that_is_read_again_stays() -> None:
+    again = Node("Conv", ("r", "w3"), ("v",), {"kernel_shape": (1, 1)}, "again")
+    for seed in range(8):
+        graph, feeds = residual(seed, (again,), ("z", "v"))
+        assert not is_in_place(graph)
+        wanted = evaluate(graph, feeds)
+        for name, got in zip(("z", "v"), run_graph(graph, feeds)):
+            np.testing.assert_allclose(
+                got, wanted[name], rtol=0, atol=1e-5 * float(np.abs(wanted[name]).max())
+            )
+
+
+def test_a_residual_that_the_user_gets_stays() -> None:
+    for seed in range(8):
+        graph, feeds = residual(seed, (), ("z", "r"))
+        assert not is_in_place(graph)
+        wanted = evaluate(graph, feeds)["r"]
+        np.testing.assert_allclose(run_graph(graph, feeds)[1], wanted, rtol=0, atol=1e-5)
