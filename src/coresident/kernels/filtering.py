@@ -1,14 +1,14 @@
 """Minimal filters: a few output pixels of a small kernel by few multiplications.
 
-With points p a polynomial's values, Winograd's F(m, r) makes m output pixels of a kernel with r taps by
-m + r - 1 products, in both directions by the square of that (A. Lavin and S. Gray, "Fast algorithms for
-convolutional neural networks", 2016):
+Winograd's F(m, r) makes m output pixels of a kernel with r taps by m + r - 1 products, in both directions by
+the square of that (A. Lavin and S. Gray, "Fast algorithms for convolutional neural networks", 2016):
 
     Y = AT [ (G w GT) * (BT x B) ] A        * element by element, and summed over input channels
 
-Points that are small and near one keep rounding errors within a few times those of a direct convolution,
-where the usual 2 and -2 do not (B. Barabasz et al., "Error analysis and improving the accuracy of Winograd
-convolution for deep neural networks", 2020). Those here were the best of all sets of eighths tried.
+Its matrices interpolate polynomials at some points. With those here, powers of two near one, rounding errors
+are three (3 taps) and five times (4 taps) those of a direct convolution; with the usual 2 and -2 they are
+much larger (B. Barabasz et al., "Error analysis and improving the accuracy of Winograd convolution for deep
+neural networks", 2020).
 """
 
 from __future__ import annotations

@@ -92,6 +92,15 @@ class Geometry:
         """Elements of the input from one pixel of a row to the next."""
         return self.strides[-1]
 
+    @property
+    def is_unstrided(self) -> bool:
+        """Whether output pixels are as far apart, in all directions, as the pixels that they read."""
+        planes = self.planes or (0,) * len(self.positions)
+        return bool(self.positions) and self.taps == tuple(
+            plane + sum(a * s for a, s in zip(position, self.strides))
+            for plane, position in zip(planes, self.positions)
+        )
+
 
 def ways(node: Node, plan: Plan) -> list[Geometry]:
     """How a convolution may read its input: in place, with the stride between pixels; or, where it has

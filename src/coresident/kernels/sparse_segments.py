@@ -163,7 +163,7 @@ def cuts(
     columns = [tuple(g.strides), out.strides[2:], *(e.strides[2:] for e in extras)]
     if lanes != 2 * GROUP or len(out.shape) not in (4, 5) or any(c[-1] != 1 for c in columns):
         return []
-    if not g.positions or g.planes:
+    if not g.is_unstrided or g.planes:
         return []
     across = [a[-1] for a in g.positions]
     # Whole vectors of two groups.

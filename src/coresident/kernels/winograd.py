@@ -81,7 +81,7 @@ class _Window:
 
 def _window(g: Geometry) -> _Window | None:
     """None if no filter is as large as what taps read."""
-    if len(g.strides) < 2 or g.strides[-1] != 1 or not g.positions:
+    if len(g.strides) < 2 or g.strides[-1] != 1 or not g.is_unstrided:
         return None
     top, left = (min(a[i] for a in g.positions) for i in (-2, -1))
     extents = {max(a[i] for a in g.positions) + 1 - least for i, least in ((-2, top), (-1, left))}
