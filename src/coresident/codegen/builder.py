@@ -345,13 +345,27 @@ class Function:
         align = align or kind.scalar.bytes
         return self.emit(f"load {kind}, ptr {address.text}, align {align}", kind)
 
-    def store(self, value: Value, pointer: Value, index: Operand = 0, align: int | None = None) -> None:
-        """Store a value; `index` counts its scalar lanes."""
+    def store(
+        self,
+        value: Value,
+        pointer: Value,
+        index: Operand = 0,
+        align: int | None = None,
+        streaming: bool = False,
+    ) -> None:
+        """Store a value; `index` counts its scalar lanes.
+
+        Args:
+            align: bytes that the address is a multiple of; those of a lane if not told.
+            streaming: past the caches, to memory, for what no cache would hold until it is read. Other cores
+                see it once this one has executed a locked instruction, with which workers report (`driver`).
+        """
         kind = value.type
         address = (
             pointer if isinstance(index, int) and index == 0 else self.offset(pointer, index, kind.scalar)
         )
-        self.line(f"store {kind} {value.text}, ptr {address.text}, align {align or kind.scalar.bytes}")
+        hint = ", !nontemporal !{i32 1}" if streaming else ""
+        self.line(f"store {kind} {value.text}, ptr {address.text}, align {align or kind.scalar.bytes}{hint}")
 
     def first(self, count: Operand, lanes: int) -> Value:
         """The mask of the first `count` lanes (I64 count; may exceed the lanes)."""

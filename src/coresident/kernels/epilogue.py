@@ -109,6 +109,7 @@ class Output:
     mask: Value | None
     vector: Type
     merged: tuple[tuple[int, int], ...] | None = None
+    streams: bool = False
 
     def prefetch(
         self, f: Function, channel: Value, vectors: int, offsets: Sequence[Value], near: bool = True
@@ -119,6 +120,8 @@ class Output:
         access, which for a short row is longer than its sum.
         """
         for i, (pointer, stride, at) in enumerate(zip(self.pointers, self.channel_strides, offsets)):
+            if i == 0 and self.streams:
+                continue
             row = f.offset(pointer, channel * stride + at, F32)
             for line in range(0, vectors * self.vector.bytes, 64):
                 f.prefetch(row, line, write=i == 0 and near, near=near)
@@ -126,6 +129,8 @@ class Output:
     def prefetch_run(self, f: Function, channel: Value, offsets: Sequence[Value], pixels: Value) -> None:
         """Ask for the lines that `store_run` will write and read."""
         for i, (pointer, stride, at) in enumerate(zip(self.pointers, self.channel_strides, offsets)):
+            if i == 0 and self.streams:
+                continue
             row = f.offset(pointer, channel * stride + at, F32)
             with f.loop(0, pixels, 16) as pixel:
                 f.prefetch(row, pixel * 4, write=i == 0)
@@ -193,9 +198,16 @@ class Output:
             bits = Type("i", 32, self.vector.lanes)
             result = f.bitcast(f.bitcast(result, bits) & f.load(bits, self.mask, pixel + at), self.vector)
         if first is None:
-            f.store(result, rows[0], at)
+            self._put(f, result, rows[0], at)
         else:
             f.store_masked(result, rows[0], at, first)
+
+    def _put(self, f: Function, vector: Value, row: Value, at: Value | int) -> None:
+        """Store a whole vector."""
+        if self.streams:
+            f.store(vector, row, at, align=self.vector.bytes, streaming=True)
+        else:
+            f.store(vector, row, at)
 
     def _merged_row(self, f: Function, row: Value, at: Value) -> tuple[Value, Value]:
         """The output channel that a pair of phases from row `row` on belongs to, and where it is written."""
@@ -207,6 +219,8 @@ class Output:
         self, f: Function, row: Value, vectors: int, offsets: Sequence[Value], near: bool = True
     ) -> None:
         """Ask for the lines that `store_merged` will write, or ask L2 for them."""
+        if self.streams:
+            return
         _, target = self._merged_row(f, row, offsets[0])
         for line in range(0, 2 * vectors * self.vector.bytes, 64):
             f.prefetch(target, line, write=near, near=near)
@@ -238,6 +252,6 @@ class Output:
                 mixed = f.shuffle(results[0], results[1], turns[half * lanes : (half + 1) * lanes])
                 place = (2 * v + half) * lanes
                 if written - half * lanes >= lanes:
-                    f.store(mixed, target, place)
+                    self._put(f, mixed, target, place)
                 else:
                     f.store_masked(mixed, target, place, f.first(written - half * lanes, lanes))
