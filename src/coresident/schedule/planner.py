@@ -230,8 +230,8 @@ class Planner:
     ) -> None:
         index = len(self._steps)
         for old, new in itertools.product(over, writes):
-            places_ = {(t.storage.kind, t.storage.offset, t.dtype, t.layout) for t in (old, new)}
-            if len(places_) == 1 and new.storage.kind == "arena":
+            alike = {(t.storage.kind, t.storage.offset, t.dtype, t.layout) for t in (old, new)}
+            if len(alike) == 1 and new.storage.kind == "arena":
                 self._over.append((index, old.storage.buffer, new.storage.buffer))
         places = [o for o in operands if isinstance(o, Address)]
         for address in [*places, *(t.storage for t in (*reads, *writes))]:
