@@ -87,3 +87,23 @@ def test_a_residual_that_the_user_gets_stays() -> None:
         assert not is_in_place(graph)
         wanted = evaluate(graph, feeds)["r"]
         np.testing.assert_allclose(run_graph(graph, feeds)[1], wanted, rtol=0, atol=1e-5)
+
+
+def test_a_residual_that_is_convolved_as_well_stays() -> None:
+    rng = np.random.default_rng(0)
+    for size in (1, 3):
+        attributes = {"kernel_shape": (size, size), "pads": (size // 2,) * 4, "epilogue": ADDED}
+        nodes = [
+            Node("Conv", ("x", "w0"), ("r",), {"kernel_shape": (1, 1)}, "first"),
+            Node("Conv", ("r", "w1", "", "r"), ("y",), attributes, "added"),
+            Node("Conv", ("y", "w2"), ("z",), {"kernel_shape": (1, 1)}, "last"),
+        ]
+        shapes = {"w0": (40, 3, 1, 1), "w1": (40, 40, size, size), "w2": (4, 40, 1, 1)}
+        constants = {name: rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+        x = rng.standard_normal((1, 3, 30, 30), dtype=np.float32)
+        graph = graph_of(nodes, {"x": x}, ["z"], constants)
+        (step,) = (s for s in Planner(graph, HOST, 2).program().steps if "Add" in s.info.get("epilogue", ""))
+        assert step.words[0] == step.words[4]  # what is convolved, and what is added
+        assert step.words[1] != step.words[0]
+        (got,), wanted = run_graph(graph, {"x": x}, HOST, 2), evaluate(graph, {"x": x})["z"]
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * float(np.abs(wanted).max()))

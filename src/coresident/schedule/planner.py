@@ -231,7 +231,10 @@ class Planner:
         index = len(self._steps)
         for old, new in itertools.product(over, writes):
             alike = {(t.storage.kind, t.storage.offset, t.dtype, t.layout) for t in (old, new)}
-            if len(alike) == 1 and new.storage.kind == "arena":
+            # What is convolved, too, is read by other tasks around what one writes.
+            place = (old.storage.kind, old.storage.buffer)
+            alone = sum((t.storage.kind, t.storage.buffer) == place for t in reads) == 1
+            if len(alike) == 1 and new.storage.kind == "arena" and alone:
                 self._over.append((index, old.storage.buffer, new.storage.buffer))
         places = [o for o in operands if isinstance(o, Address)]
         for address in [*places, *(t.storage for t in (*reads, *writes))]:
