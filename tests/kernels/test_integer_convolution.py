@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,10 @@ from coresident.codegen.target import NAMED, Target
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operator import evaluate
+from coresident.graph.operators.windows import Window
 from coresident.kernels import cost, integer, integer_panel, integer_stream
+from coresident.kernels.integer_strips import Places, pitched_strips
+from coresident.kernels.layout import Layout
 from coresident.schedule.planner import Planner
 
 Array = np.ndarray[Any, Any]
@@ -192,6 +196,37 @@ def _in_segments(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     )
     monkeypatch.setattr(integer_panel, "choose", lambda *_: None)
     return found
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("size", [13, 27, 28, 57])
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_strided_tiles_begin_at_whole_vectors(size: int, kernel: int, lanes: int) -> None:
+    """Strips that begin within a row are packed so that their tiles are aligned, and hold what they need."""
+    source = Layout.planar((1, 4, size, size), (0, 1), ((0, 1), (0, 1)), lanes, 1)
+    half = -(-size // 2)
+    out = Layout.planar((1, 4, half, half), (0, 2), ((0, 0), (0, 0)), lanes, 1)
+    pads = (kernel // 2,) * 2
+    window = Window((kernel, kernel), (2, 2), pads, pads, (1, 1))
+    several = 0
+    for vectors, together in itertools.product((1, 2, 5), (1, 2, 4)):
+        strips = pitched_strips(Places.of(window, source, out, (), lanes), vectors, together)
+        assert strips is not None
+        several += len(strips.strips) > 1
+        assert np.all(strips.tiles[:, 0] % lanes == 0)
+        for first_run, end_run, first, end, base in strips.strips:
+            packed = dict[int, int]()
+            for run, place, length in strips.runs[first_run:end_run]:
+                packed |= {int(place) + i: int(base + run) + i * strips.step for i in range(length)}
+            for tile, pixel in strips.tiles[first:end]:
+                for lane in range(strips.vectors * lanes):
+                    row, column = divmod(int(pixel) + lane, out.strides[2])
+                    if row >= half or column >= half:
+                        continue
+                    for (down, across), tap in zip(itertools.product(range(kernel), repeat=2), strips.taps):
+                        at = (2 * row + down - kernel // 2, 2 * column + across - kernel // 2)
+                        assert packed[int(tile) + lane + tap] == at[0] * source.strides[2] + at[1]
+    assert several
 
 
 def _tiles(node: Node, feeds: dict[str, Array], constants: dict[str, Array], target: str) -> str:

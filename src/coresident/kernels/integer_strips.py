@@ -239,8 +239,8 @@ def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
     at = 0
     for key in itertools.product(outer, down.phases, across.phases):
         base[key] = at
-        # The last row is followed by what a tile reads beyond it.
-        at += -(-((most + down.extent(key[1])) * pitch + width) // p.lanes) * p.lanes
+        # The last row is followed by what a tile reads beyond it, the first one by what aligns the tile.
+        at += -(-((most + down.extent(key[1])) * pitch + width + p.lanes - 1) // p.lanes) * p.lanes
     taps = tuple(
         base[a[:-2], a[-2] % p.steps[-2], a[-1] % p.steps[-1]]
         + (a[-2] // p.steps[-2] - down.low[a[-2] % p.steps[-2]]) * pitch
@@ -248,7 +248,7 @@ def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
         for a in positions
     )
     runs: list[tuple[int, int, int]] = []
-    known: dict[int, tuple[int, int]] = {}
+    known: dict[tuple[int, int], tuple[int, int]] = {}
     strips: list[tuple[int, ...]] = []
     tiles: list[tuple[int, ...]] = []
     packed = 0
@@ -257,7 +257,11 @@ def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
         places = [sum(a * b for a, b in zip(index, c)) for c in p.columns]
         for first, end, top, bottom in spans:
             count = bottom - top
-            if count not in known:
+            # A strip begins within a row. Packed from there on, its vectors would each cross two lines: a
+            # third of the time of a layer of single taps.
+            shift = (top * pitch - starts[first]) % p.lanes
+            kind = count, shift
+            if kind not in known:
                 begin = len(runs)
                 for (tap, phase, column), place in base.items():
                     line = sum(t * s for t, s in zip(tap, strides))
@@ -265,13 +269,18 @@ def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
                     for row in range(count + down.extent(phase)):
                         above = ((row + down.low[phase]) * p.steps[-2] + phase) * strides[-2]
                         runs.append(
-                            (line + above + left, place + row * pitch, spatial[-1] + across.extent(column))
+                            (
+                                line + above + left,
+                                place + shift + row * pitch,
+                                spatial[-1] + across.extent(column),
+                            )
                         )
-                known[count] = (begin, len(runs))
+                known[kind] = (begin, len(runs))
             begin = len(tiles)
-            tiles += [(start - top * pitch, *(q + start for q in places)) for start in starts[first:end]]
-            strips.append((*known[count], begin, len(tiles), plane + top * p.steps[-2] * strides[-2]))
-            packed += sum(run[2] for run in runs[slice(*known[count])])
+            before = top * pitch - shift
+            tiles += [(start - before, *(q + start for q in places)) for start in starts[first:end]]
+            strips.append((*known[kind], begin, len(tiles), plane + top * p.steps[-2] * strides[-2]))
+            packed += sum(run[2] for run in runs[slice(*known[kind])])
     return Strips(
         np.array(runs, np.int32),
         np.array(strips, np.int32),
