@@ -201,7 +201,8 @@ class Frame:
             if t.full == 0:
                 body(rest)
                 return
-            with f.either(tile < t.full) as otherwise:
+            columns = t.table.shape[1]
+            with f.either(f.load(I32, self.table, tile * columns + columns - 1).differs(0)) as otherwise:
                 body(full)
                 with otherwise():
                     body(rest)
@@ -214,7 +215,7 @@ class Frame:
         def entry(tile: Value, column: int) -> Value:
             return f.convert(f.load(I32, self.table, tile * columns + column), I64)
 
-        offsets = [entry(tile, c) for c in range(columns)]
+        offsets = [entry(tile, c) for c in range(columns - t.mixed)]
         x = f.offset(self.x, offsets[0], F32)
         ahead = f.offset(self.x, entry(f.minimum(tile + 1, t.count - 1), 0), F32)
         return Here(x, ahead, offsets[1:], t.vectors, t.full_last)
@@ -241,7 +242,7 @@ def _streams(target: Target, tiles: Tiles, out: Tensor, extras: int) -> bool:
     """Whether results are to be stored past the caches: there are more than these hold, and all are stored in
     whole vectors (as rows of a segment and more are; of shorter ones, parts)."""
     layout, lanes = out.layout, target.lanes(F32)
-    starts = tiles.table.reshape(-1, 2 + extras)[:, 1]
+    starts = tiles.table[:, : -1 if tiles.mixed else None].reshape(-1, 2 + extras)[:, 1]
     return bool(
         target.arch == "x86_64"
         and out.storage.kind == "arena"

@@ -164,8 +164,8 @@ class Tiles:
 
     Args:
         table: [tiles, 2 + number of extra operands] int32: elements from pixel 0 to the run's first pixel,
-            in the input, the output and each extra operand.
-        full: how many of the tiles come first and have `vectors` vectors; the others have `rest_vectors`.
+            in the input, the output and each extra operand; where tiles are `mixed`, whether it is full.
+        full: how many of the tiles have `vectors` vectors; the others have `rest_vectors`.
         vectors, rest_vectors: vectors of a tile.
         full_last, rest_last: pixels written by a tile's last vector; all lanes where overshooting is
             harmless.
@@ -185,6 +185,18 @@ class Tiles:
     @property
     def count(self) -> int:
         return len(self.table)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether there are tiles of both kinds."""
+        return 0 < self.full < self.count
+
+    @property
+    def sizes(self) -> list[int]:
+        """Vectors of each tile."""
+        if self.mixed:
+            return [self.vectors if full else self.rest_vectors for full in self.table[:, -1]]
+        return [self.vectors if self.full else self.rest_vectors] * self.count
 
     @property
     def vector_steps(self) -> int:
@@ -219,11 +231,31 @@ def tiles(
         vectors: in a tile.
         flat: one run over all rows (`can_run_flat`), or one for each row.
     """
+    cut = tiles_of_spans(strides, out, extras, lanes, vectors, flat, 1)
+    assert cut is not None
+    return cut
+
+
+def tiles_of_spans(
+    strides: Sequence[int],
+    out: Layout,
+    extras: Sequence[Layout],
+    lanes: int,
+    vectors: int,
+    flat: bool,
+    spans: int,
+) -> Tiles | None:
+    """`tiles` of a picture whose flat run is first cut into spans, as equal as can be.
+
+    Returns:
+        None where the spans would end in shorter runs of several lengths.
+    """
     spatial = out.shape[2:]
     columns = [tuple(strides), out.strides[2:], *(e.strides[2:] for e in extras)]
+    steps = np.array([c[-1] for c in columns])
     if flat:
         starts = np.zeros((1, len(columns)), np.int64)
-        length = sum((size - 1) * s for size, s in zip(spatial, strides)) + 1
+        length = -(-(sum((size - 1) * s for size, s in zip(spatial, strides)) + 1) // lanes) * lanes
     else:
         rows = (
             np.indices(spatial[:-1]).reshape(len(spatial) - 1, -1).T
@@ -232,23 +264,29 @@ def tiles(
         )
         starts = np.stack([rows @ np.array(c[:-1], dtype=np.int64).reshape(-1) for c in columns], axis=1)
         length = spatial[-1]
-    width = vectors * lanes
-    whole, rest = divmod(length, width)
+    width, wholes = vectors * lanes, length // lanes
+    # The first spans are the longer ones, and the first worker is who gets the odd task.
+    ends = [-(-wholes * i // spans) * lanes for i in range(1, spans)] + [length]
+    runs = [
+        (at, min(width, end - at)) for first, end in zip([0, *ends], ends) for at in range(first, end, width)
+    ]
+    shorter = {size for _, size in runs if size < width}
+    if len(shorter) > 1:
+        return None
+    (rest,) = shorter or {0}
     rest_vectors = -(-rest // lanes)
-    last = lanes if flat or rest == 0 else rest - (rest_vectors - 1) * lanes
-    if rest and rest_vectors == vectors and last == lanes:
-        whole, rest = whole + 1, 0
-    steps = np.array(range(whole), np.int64)[:, None] * width * np.array([c[-1] for c in columns])
-    table = (starts[:, None, :] + steps[None, :, :]).reshape(-1, len(columns))
-    if rest:
-        table = np.concatenate([table, starts + whole * width * np.array([c[-1] for c in columns])])
+    full = np.array([size == width for _, size in runs])
+    begins = np.array([first for first, _ in runs], np.int64)[:, None] * steps
+    table = starts[:, None, :] + begins[None, :, :]
+    if full.any() and not full.all():
+        table = np.concatenate([table, np.broadcast_to(full[None, :, None], (*table.shape[:2], 1))], axis=2)
     return Tiles(
-        table.astype(np.int32),
-        len(starts) * whole,
+        table.reshape(-1, table.shape[2]).astype(np.int32),
+        len(starts) * int(full.sum()),
         vectors,
-        rest_vectors if rest else 0,
+        rest_vectors,
         lanes,
-        last,
+        rest - (rest_vectors - 1) * lanes if rest else lanes,
         flat,
         math.prod(spatial),
     )

@@ -16,6 +16,7 @@ fill L1 three times over), and two rows abreast whose sums wait for each other's
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,12 +33,12 @@ from coresident.kernels.geometry import (
     block_sizes,
     can_run_flat,
     footprint,
-    tiles,
+    tiles_of_spans,
 )
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.sparse_segments import Packing
 from coresident.kernels.sparse_segments import cuts as cut_segments
-from coresident.kernels.tiling import Cut
+from coresident.kernels.tiling import Cut, cut, divided, unevenness
 
 MARGIN, SEGMENTS_MARGIN, SHORT_ROWS_MARGIN = 1.1, 1.0, 0.88
 """Measured over modelled cycles, relative to the dense kernel's (`bench/break_even.py`): of tiles of
@@ -45,6 +46,9 @@ neighbouring pixels, of segments of one row, and of several."""
 
 SEGMENT_L1 = 2.0
 """Of the part of L1 that a tile's activations may fill: those that are packed."""
+
+REMOTE_LINE = 6.0
+"""Cycles that a line takes longer from another core's L2 than from the own one."""
 
 UNROLL = 4
 """Nonzeros in one round of the inner loop, a power of two."""
@@ -67,6 +71,18 @@ class Choice:
     block: int
     cycles: float
     packing: Packing | None = None
+
+    def work(self, shape: Shape, threads: int) -> Cut:
+        """The tasks."""
+        rows, batch = shape.outputs // self.shared, shape.batch * shape.groups
+        if self.packing is None:
+            return cut(self.tiles.count, rows, batch, threads, self.cycles)
+        # Each part of the rows packs the same tile.
+        return divided(self.tiles.count, batch, rows, threads, self.cycles)
+
+    def together(self, shape: Shape, threads: int) -> float:
+        """Cycles that all threads take until the last one is done."""
+        return self.cycles * unevenness(self.work(shape, threads), self.tiles.sizes, threads)
 
     def __str__(self) -> str:
         flat = ", flat" if self.tiles.flat else ""
@@ -116,9 +132,12 @@ def choose(
     extras = [t.layout for t in epilogue.tensors]
     nonzero = (weights != 0).reshape(-1, shape.inputs * shape.taps)
     registers = plan.target.registers - 2
-    flats = [True, False] if can_run_flat(g.strides, out.layout, extras, lanes) else [False]
+    ways = [(False, 1)]
+    if can_run_flat(g.strides, out.layout, extras, lanes):
+        ways += [(True, spans) for spans in sorted({1, plan.threads})]
     vector_bytes = 4 * lanes
     best: Choice | None = None
+    least = math.inf
     sharings = [s for s in (1, 2, 4) if s == 1 or shape.outputs % s == 0]
     profiles: dict[tuple[int, int], tuple[np.ndarray[Any, Any], float]] = {}
     for shared in sharings:
@@ -126,10 +145,10 @@ def choose(
             counts = union_counts(nonzero, shared, block, shape.taps)
             lengths = sum(len(np.unique(column)) for column in counts.T)
             profiles[shared, block] = (counts, float(lengths))
-    for flat in flats:
+    for flat, spans in ways:
         for vectors in range(1, registers + 1):
-            cutting = tiles(g.strides, out.layout, extras, lanes, vectors, flat)
-            if cutting.full == 0 and vectors != cutting.rest_vectors:
+            cutting = tiles_of_spans(g.strides, out.layout, extras, lanes, vectors, flat, spans)
+            if cutting is None or (cutting.full == 0 and vectors != cutting.rest_vectors):
                 continue
             unaligned = not flat or any(tap % lanes for tap in g.taps)
             reach = 4 * footprint(g, vectors * lanes)
@@ -140,7 +159,7 @@ def choose(
                 if blocks > 1 and block * reach > 1.4 * machine.l1_bytes:
                     continue
                 stored = float(counts.sum())
-                total = 0.0
+                total = fills = 0.0
                 for count, width in (
                     (cutting.full, vectors),
                     (cutting.count - cutting.full, cutting.rest_vectors),
@@ -162,16 +181,29 @@ def choose(
                         vector_bytes,
                     )
                     # Bringing the tile into L1.
-                    one += 1.5 * shape.groups * shape.inputs * read / machine.l2_bytes
+                    fill = 1.5 * shape.groups * shape.inputs * read / machine.l2_bytes
+                    one, fills = one + fill, fills + count * fill
                     stream = stored * 4 * (1 + shared)
                     rate = machine.l2_bytes if stream < machine.cache else machine.l3_bytes
                     total += count * max(one, stream / rate)
                 total *= shape.batch * MARGIN
-                if best is None or total < best.cycles:
-                    best = Choice(cutting, shared, block, total)
+                if total >= least:
+                    continue
+                choice = Choice(cutting, shared, block, total)
+                taken = choice.together(shape, plan.threads)
+                # Each part of the rows brings the tile into L1 anew.
+                taken += (choice.work(shape, plan.threads).row_parts - 1) * fills * shape.batch * MARGIN
+                if spans < plan.threads:
+                    # Threads meet within a tile: each reads of it what the other has made before.
+                    meetings = shape.batch * (plan.threads - 1) * shape.groups
+                    taken += meetings * shape.inputs * vectors * REMOTE_LINE
+                if taken < least:
+                    best, least = choice, taken
     assert best is not None
-    in_segments = _segments(plan, machine, g, shape, out, epilogue, profiles)
-    return min((best, *in_segments), key=lambda choice: choice.cycles)
+    for choice in _segments(plan, machine, g, shape, out, epilogue, profiles):
+        if choice.cycles < least and (taken := choice.together(shape, plan.threads)) < least:
+            best, least = choice, taken
+    return best
 
 
 def _segments(

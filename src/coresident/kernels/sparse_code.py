@@ -17,7 +17,6 @@ from coresident.kernels.geometry import Geometry
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.sparse import UNROLL, Choice, pack
 from coresident.kernels.sparse_segments import Packing
-from coresident.kernels.tiling import cut, divided
 
 
 @dataclass(frozen=True)
@@ -241,12 +240,7 @@ def emit(
     f = kernel(plan.target, "conv_sparse")
     t, shared = choice.tiles, choice.shared
     row_count = shape.outputs // shared
-    batch = shape.batch * shape.groups
-    if choice.packing is None:
-        work = cut(t.count, row_count, batch, plan.threads, choice.cycles)
-    else:
-        # Each part of the rows packs the same tile.
-        work = divided(t.count, batch, row_count, plan.threads, choice.cycles)
+    work = choice.work(shape, plan.threads)
     packed = pack(weights, g, choice, work)
     _, parts, blocks = packed.starts.shape
     frame = Frame.open(f, g, shape, t, work, out, epilogue)

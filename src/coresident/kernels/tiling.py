@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from coresident.codegen.builder import Function, Value
 
+FEW_TASKS = 4
+"""For each thread: no more are made by cutting the rows of a tile."""
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -91,7 +94,8 @@ def cut(tiles: int, rows: int, batch: int, threads: int, cycles: float, row_unit
     wanted = max(wanted, threads if cycles > 6000 else 1)
     tile_parts = min(tiles, max(1, -(-wanted // batch)))
     row_units = -(-rows // row_unit)
-    row_parts = min(row_units, max(1, -(-wanted // (batch * tile_parts))))
+    # Each part of the rows brings the tile into L1 anew, so a few tasks must do.
+    row_parts = min(row_units, max(1, -(-min(wanted, threads * FEW_TASKS) // (batch * tile_parts))))
     if batch * tile_parts * row_parts % threads and tile_parts * row_parts < 4 * threads:
         # Few large tasks: make their number one that the threads share evenly.
         row_parts = min(row_units, row_parts * threads)
@@ -132,9 +136,11 @@ def unevenness(work: Cut, tiles: Sequence[int], threads: int, rows: Sequence[int
     before = [0, *itertools.accumulate(tiles)]
     ends = [before[part * work.tiles // work.tile_parts] for part in range(work.tile_parts + 1)]
     rows = rows or [end - first for first, end in map(work.row_range, range(work.row_parts))]
+    tasks = [(end - first) * size for first, end in itertools.pairwise(ends) for size in rows] * work.batch
+    # Each starts with its share of the tasks, and takes those that others have not begun.
+    bounds = [-(-len(tasks) * thread // threads) for thread in range(threads + 1)]
+    owned = max(sum(tasks[first:end]) for first, end in itertools.pairwise(bounds))
     busy = [0] * threads
-    for _ in range(work.batch):
-        for first, end in itertools.pairwise(ends):
-            for size in rows:
-                busy[busy.index(min(busy))] += (end - first) * size
-    return max(busy) * threads / max(sum(busy), 1)
+    for size in tasks:
+        busy[busy.index(min(busy))] += size
+    return min(owned, max(busy)) * threads / max(sum(busy), 1)
