@@ -19,7 +19,7 @@ from coresident.kernels.lowering import Plan, Tensor
 
 _LONGEST_PERIOD = 4
 _UNROLLED_VECTORS = 8
-_TASK_STORES = 12_000
+_TASK_STORES = 3_000
 
 
 @dataclass(frozen=True)
