@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+from support import TARGETS, check_node
 
+from coresident.graph.graph import Node
+from coresident.kernels import sparse
+from coresident.kernels.frame import Frame
 from coresident.kernels.geometry import can_run_flat, tiles, tiles_of_spans
 from coresident.kernels.layout import Layout
-from coresident.kernels.tiling import cut, unevenness
+from coresident.kernels.tiling import Cut, cut, evened, unevenness
 
 
 @pytest.mark.parametrize("spans", [1, 2, 3, 5])
@@ -48,3 +54,49 @@ def test_threads_that_share_evenly_wait_for_nobody() -> None:
     assert unevenness(cut(13, 64, 1, 2, 1e6), [4] * 13, 2) == pytest.approx(14 / 13)
     sizes = [5, 5, 5, 5, 5, 1, 5, 5, 5, 5, 5]
     assert unevenness(cut(11, 64, 1, 2, 1e6), sizes, 2) == pytest.approx(52 / 51)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4, 6, 16])
+def test_tiles_at_which_threads_meet_are_cut_by_rows(threads: int) -> None:
+    cut_any = 0
+    for tiles_, rows in itertools.product(range(1, 60), (1, 3, 12, 65)):
+        grid = cut(tiles_, rows, 1, threads, 1e7)
+        work = evened(grid, threads)
+        if not work.pieces:
+            assert work == grid
+            continue
+        cut_any += 1
+        done = np.zeros((tiles_, rows), int)
+        for first, end, first_part, end_part in work.pieces:
+            begin, stop = work.row_range(first_part)[0], work.row_range(end_part - 1)[1]
+            done[first:end, begin:stop] += 1
+        assert (done == 1).all()
+        assert work.begun == len(work.pieces)
+        assert work.tasks == len(work.pieces)
+        before, after = (unevenness(way, [1] * tiles_, threads) for way in (grid, work))
+        assert (after, work.begun) < (before, grid.begun)
+    assert (cut_any > 0) == (threads > 1)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("threads", [2, 3, 4])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("size", [28, 43])
+def test_sparse_tiles_that_are_cut_by_rows(
+    size: int, kernel: int, threads: int, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tile at which threads meet is cut, whatever that costs."""
+    taken = list[Cut]()
+    monkeypatch.setattr(
+        sparse.Choice, "together", lambda c, *a: c.cycles * (1.0 if c.work(*a).pieces else 1e6)
+    )
+    emit = Frame.open
+    monkeypatch.setattr(Frame, "open", lambda *a: taken.append(a[4]) or emit(*a))
+    rng = np.random.default_rng(size)
+    weights = rng.standard_normal((37, 40, kernel, kernel)).astype(np.float32)
+    weights[rng.random(weights.shape) < 0.85] = 0
+    constants = {"w": weights, "b": rng.standard_normal(37).astype(np.float32)}
+    x = rng.standard_normal((1, 40, size, size)).astype(np.float32)
+    node = Node("Conv", ("x", "w", "b"), ("y",), {"pads": (kernel // 2,) * 4, "kernel_shape": (kernel,) * 2})
+    check_node(node, {"x": x}, constants, target=target, threads=threads)
+    assert any(work.pieces for work in taken)

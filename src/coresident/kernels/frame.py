@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from coresident.codegen.builder import Function, Value, word
 from coresident.codegen.target import Target
 from coresident.codegen.types import F32, I32, I64, Type
@@ -156,7 +158,7 @@ class Frame:
         extra = [word(f, 4 + i) for i in range(epilogue.words)]
         masked = _masked(tiles, out)
         mask = word(f, 4 + epilogue.words) if masked else None
-        part = work.part(f)
+        part = work.part(f, f.offset(table, tiles.table.size, I32))
         picture, group = part.picture / shape.groups, part.picture % shape.groups
         channel_base = group * shape.outputs
         shares = epilogue.tensors
@@ -258,14 +260,21 @@ def _masked(tiles: Tiles, out: Tensor) -> bool:
 
 
 def operands(
-    plan: Plan, g: Geometry, tiles: Tiles, out: Tensor, epilogue: Epilogue, bias: Operand
+    plan: Plan,
+    g: Geometry,
+    tiles: Tiles,
+    out: Tensor,
+    epilogue: Epilogue,
+    bias: Operand,
+    work: Cut | None = None,
 ) -> list[Operand]:
-    """The words that `Frame.open` reads."""
+    """The words that `Frame.open` reads; the pieces of the work, if it has any, follow the tiles."""
+    pieces = np.array(work.pieces if work is not None else (), np.int32)
     words: list[Operand] = [
         g.source.address,
         out.address,
         bias,
-        plan.constant(tiles.table),
+        plan.constant(np.concatenate([tiles.table.reshape(-1), pieces.reshape(-1)])),
         *epilogue.operands(plan),
     ]
     if _masked(tiles, out):

@@ -38,7 +38,7 @@ from coresident.kernels.geometry import (
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.sparse_segments import Packing
 from coresident.kernels.sparse_segments import cuts as cut_segments
-from coresident.kernels.tiling import Cut, cut, divided, unevenness
+from coresident.kernels.tiling import Cut, cut, divided, evened, unevenness
 
 MARGIN, SEGMENTS_MARGIN, SHORT_ROWS_MARGIN = 1.1, 1.0, 0.88
 """Measured over modelled cycles, relative to the dense kernel's (`bench/break_even.py`): of tiles of
@@ -76,9 +76,9 @@ class Choice:
         """The tasks."""
         rows, batch = shape.outputs // self.shared, shape.batch * shape.groups
         if self.packing is None:
-            return cut(self.tiles.count, rows, batch, threads, self.cycles)
+            return evened(cut(self.tiles.count, rows, batch, threads, self.cycles), threads)
         # Each part of the rows packs the same tile.
-        return divided(self.tiles.count, batch, rows, threads, self.cycles)
+        return evened(divided(self.tiles.count, batch, rows, threads, self.cycles), threads)
 
     def together(self, shape: Shape, threads: int) -> float:
         """Cycles that all threads take until the last one is done."""
@@ -192,7 +192,8 @@ def choose(
                 choice = Choice(cutting, shared, block, total)
                 taken = choice.together(shape, plan.threads)
                 # Each part of the rows brings the tile into L1 anew.
-                taken += (choice.work(shape, plan.threads).row_parts - 1) * fills * shape.batch * MARGIN
+                again = choice.work(shape, plan.threads).begun / cutting.count - 1
+                taken += again * fills * shape.batch * MARGIN
                 if spans < plan.threads:
                     # Threads meet within a tile: each reads of it what the other has made before.
                     meetings = shape.batch * (plan.threads - 1) * shape.groups

@@ -27,8 +27,9 @@ class _Code:
         frame: its arguments and its part of the work.
         blocks: of input channels.
         stream: the nonzeros of all rows.
-        starts: address of the first word of each of the task's blocks in the stream (int64).
-        rows: address of the task's rows, block after block: (first output channel, nonzeros) as int32.
+        starts: address of where in the stream each block of each part of the group's rows begins (int64).
+        rows: address of the group's rows, part after part and in it block after block: (first output channel,
+            nonzeros) as int32.
     """
 
     frame: Frame
@@ -73,23 +74,42 @@ class _Code:
             packed: address of what the step reads of the first channel, where it is packed.
             step: of the tile.
         """
-        f, frame = self.frame.function, self.frame
-        count = frame.part.end_row - frame.part.first_row
+        f, part = self.frame.function, self.frame.part
         with f.loop(0, self.blocks) as block:
-            position = f.var(f.offset(self.stream, f.load(I64, self.starts, block), I32))
             first_channel = block * self.choice.block
             channels = f.minimum(-first_channel + self.shape.inputs, self.choice.block)
             if self.choice.packing is not None:
                 self._pack(self.choice.packing, here, first_channel, channels, step)
             ahead, ahead_channels = self._ahead(here, block, channels, step)
-            share = -(-self.choice.block // frame.work.most_rows)
-            with f.loop(0, count) as r:
-                first = r * share
-                self._prefetch(here, ahead, first, f.minimum(first + share, ahead_channels))
-                described = f.offset(self.rows, (block * count + r) * 2, I32)
-                channel = f.convert(f.load(I32, described), I64)
-                nonzeros = f.convert(f.load(I32, described, 1), I64)
-                self._row(here, block, channel, nonzeros, position, packed)
+            if self.frame.work.pieces:
+                with f.loop(part.row_part, part.end_part) as rows:
+                    self._rows(here, packed, block, rows, ahead, ahead_channels)
+            else:
+                self._rows(here, packed, block, part.row_part, ahead, ahead_channels)
+
+    def _rows(
+        self, here: Here, packed: Value, block: Value, part: Value, ahead: Value, ahead_channels: Value | int
+    ) -> None:
+        """The rows of a part, one block of input channels.
+
+        Args:
+            ahead, ahead_channels: of `_ahead`; a share of them is asked for with each row.
+        """
+        f, work = self.frame.function, self.frame.work
+        first_row = work.first_row(part)
+        count = work.first_row(part + 1) - first_row
+        start = f.load(I64, self.starts, part * self.blocks + block)
+        position = f.var(f.offset(self.stream, start, I32))
+        table = f.offset(self.rows, (first_row * self.blocks + block * count) * 2, I32)
+        share = -(-self.choice.block // work.most_rows)
+        before = first_row - self.frame.part.first_row
+        with f.loop(0, count) as r:
+            first = (before + r) * share
+            self._prefetch(here, ahead, first, f.minimum(first + share, ahead_channels))
+            described = f.offset(table, r * 2, I32)
+            channel = f.convert(f.load(I32, described), I64)
+            nonzeros = f.convert(f.load(I32, described, 1), I64)
+            self._row(here, block, channel, nonzeros, position, packed)
 
     def _ahead(
         self, here: Here, block: Value, channels: Value, step: Value | int
@@ -252,14 +272,15 @@ def emit(
         choice,
         blocks,
         stream,
-        f.offset(starts, (frame.group * parts + frame.part.row_part) * blocks, I64),
-        f.offset(rows, (frame.group * row_count + frame.part.first_row) * (2 * blocks), I32),
+        f.offset(starts, frame.group * (parts * blocks), I64),
+        f.offset(rows, frame.group * (row_count * 2 * blocks), I32),
     )
-    waiting = work.most_rows * shared * max(t.vectors, t.rest_vectors) * frame.vector.bytes
+    most = row_count if work.pieces else work.most_rows
+    waiting = most * shared * max(t.vectors, t.rest_vectors) * frame.vector.bytes
     plan.scratch(4 * code.packed + (waiting if blocks > 1 else 0))
     frame.each_tile(code.tile)
     operands = [
-        *frames.operands(plan, g, t, out, epilogue, plan.constant(bias.astype(np.float32))),
+        *frames.operands(plan, g, t, out, epilogue, plan.constant(bias.astype(np.float32)), work),
         plan.constant(packed.stream),
         plan.constant(packed.rows),
         plan.constant(packed.starts),

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coresident.codegen.builder import Function, Value
+from coresident.codegen.types import I32, I64
+
+MOST_TILES = 16
+"""For each thread, beyond which one more or less makes no difference."""
 
 FEW_TASKS = 4
 """For each thread: no more are made by cutting the rows of a tile."""
@@ -27,6 +32,8 @@ class Cut:
         row_parts: parts they are cut into.
         row_unit: a part is a multiple of it, the last one excepted.
         batch: pictures (times groups of the convolution).
+        pieces: (first tile and end, first part of the rows and end) of each task of a picture, where they are
+            not each tile part with each row part.
     """
 
     tiles: int
@@ -35,10 +42,16 @@ class Cut:
     row_parts: int
     row_unit: int
     batch: int
+    pieces: tuple[tuple[int, int, int, int], ...] = ()
 
     @property
     def tasks(self) -> int:
-        return self.batch * self.row_parts * self.tile_parts
+        return self.batch * (len(self.pieces) or self.row_parts * self.tile_parts)
+
+    @property
+    def begun(self) -> int:
+        """Tiles of a picture, each counted as often as a task begins it."""
+        return sum(end - first for first, end, _, _ in self.pieces) or self.tiles * self.row_parts
 
     def row_range(self, part: int) -> tuple[int, int]:
         """First row and end of a part of the rows."""
@@ -51,15 +64,31 @@ class Cut:
         """Rows of the largest part."""
         return max(end - first for first, end in map(self.row_range, range(self.row_parts)))
 
-    def part(self, f: Function) -> Part:
-        """What the task is to do."""
+    def first_row(self, part: Value) -> Value:
+        """The first row of a part, which may be the end."""
+        units = -(-self.rows // self.row_unit)
+        return part.function.minimum(part * units / self.row_parts * self.row_unit, self.rows)
+
+    def part(self, f: Function, pieces: Value | None = None) -> Part:
+        """What the task is to do.
+
+        Args:
+            pieces: address of their table, int32, if there are any.
+        """
         task = f["task"]
+        if self.pieces:
+            assert pieces is not None
+            picture, number = task / len(self.pieces), task % len(self.pieces)
+            first_tile, end_tile, first_part, end_part = (
+                f.convert(f.load(I32, pieces, number * 4 + i), I64) for i in range(4)
+            )
+            rows = self.first_row(first_part), self.first_row(end_part)
+            return Part(picture, first_part, end_part, *rows, first_tile, end_tile)
         row_part, rest = task % self.row_parts, task / self.row_parts
         tile_part, picture = rest % self.tile_parts, rest / self.tile_parts
-        units = -(-self.rows // self.row_unit)
         first_tile, end_tile = (p * self.tiles / self.tile_parts for p in (tile_part, tile_part + 1))
-        first_row, end_row = (p * units / self.row_parts * self.row_unit for p in (row_part, row_part + 1))
-        return Part(picture, row_part, first_row, f.minimum(end_row, self.rows), first_tile, end_tile)
+        rows = self.first_row(row_part), self.first_row(row_part + 1)
+        return Part(picture, row_part, row_part + 1, *rows, first_tile, end_tile)
 
 
 @dataclass(frozen=True)
@@ -68,11 +97,12 @@ class Part:
 
     Args:
         picture: picture times groups, plus group.
-        row_part: index of the part of the rows.
+        row_part, end_part: parts of the rows.
     """
 
     picture: Value
     row_part: Value
+    end_part: Value
     first_row: Value
     end_row: Value
     first_tile: Value
@@ -122,6 +152,34 @@ def divided(strips: int, batch: int, rows: int, threads: int, cycles: float) -> 
     return Cut(strips, tile_parts, rows, row_parts, 1, batch)
 
 
+def evened(work: Cut, threads: int) -> Cut:
+    """The same work where tiles are few and not a multiple of the threads: each thread gets whole tiles, and
+    the tiles at which two of them meet are cut by rows.
+
+    Kernels that read `Part.end_part` take it alone.
+    """
+    tiles, left = work.tiles, work.tiles % threads
+    if left == 0 or not 2 * threads < tiles <= MOST_TILES * threads:
+        return work
+    if work.batch > 1 or work.tasks < threads:
+        return work
+    parts = threads // math.gcd(left, threads)
+    if work.rows < parts * work.row_unit:
+        return work
+    # In parts of the rows of one tile: where tiles begin, and where each thread does.
+    begins = {
+        *range(0, tiles * parts, parts),
+        *(tiles * parts * thread // threads for thread in range(threads)),
+    }
+    pieces = tuple(
+        (first // parts, first // parts + 1, first % parts, (end - 1) % parts + 1)
+        for first, end in itertools.pairwise([*sorted(begins), tiles * parts])
+    )
+    even = replace(work, tile_parts=tiles, row_parts=parts, pieces=pieces)
+    # Threads start with equal numbers of tasks, which may be of unequal size where there are many threads.
+    return min(work, even, key=lambda way: (unevenness(way, [1] * tiles, threads), way.begun))
+
+
 def unevenness(work: Cut, tiles: Sequence[int], threads: int, rows: Sequence[int] = ()) -> float:
     """What threads take that wait for the last one, relative to what they would take together.
 
@@ -137,6 +195,11 @@ def unevenness(work: Cut, tiles: Sequence[int], threads: int, rows: Sequence[int
     ends = [before[part * work.tiles // work.tile_parts] for part in range(work.tile_parts + 1)]
     rows = rows or [end - first for first, end in map(work.row_range, range(work.row_parts))]
     tasks = [(end - first) * size for first, end in itertools.pairwise(ends) for size in rows] * work.batch
+    if work.pieces:
+        tasks = [
+            (before[end] - before[first]) * sum(rows[first_part:end_part])
+            for first, end, first_part, end_part in work.pieces
+        ] * work.batch
     # Each starts with its share of the tasks, and takes those that others have not begun.
     bounds = [-(-len(tasks) * thread // threads) for thread in range(threads + 1)]
     owned = max(sum(tasks[first:end]) for first, end in itertools.pairwise(bounds))
