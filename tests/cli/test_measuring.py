@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from coresident.cli import demo, roofline
+from coresident.cli import demo, doctor, roofline
 from coresident.cli.main import main
 from coresident.vision import images
 
@@ -149,6 +149,20 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 def test_doctor_measures(capsys: pytest.CaptureFixture[str]) -> None:
     record = _json(capsys, "doctor", "--measure", "--json")
     assert record["measured"]["gmacs_per_core"] > 1
+    assert ("together" in record["measured"]) == (record["cores"]["usable"] > 1)
+
+
+def test_doctor_tells_what_threads_do_to_each_other() -> None:
+    def told(rate: float, line: float) -> list[str]:
+        record = {"threads": 2, "gmacs_per_core": rate, "nanoseconds_per_remote_line": line}
+        return [text for _, text in doctor._together(record, 60.0)]
+
+    assert told(59.0, 1.2) == [
+        "59.0 GMAC/s each with 2 threads",
+        "a line that another one wrote takes 1.2 ns longer than an own one",
+    ]
+    assert "share a core" in told(30.0, 0.1)[0]
+    assert "far apart" in told(59.0, 8.0)[1]
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -20,6 +20,12 @@ def test_kernels_are_what_they_measure(name: str) -> None:
     assert len(re.findall(r"\b(?:vaddps|fadd)\b.*", loads)) >= 8
 
 
+def test_threads_of_this_machine() -> None:
+    found = peak.measure_team(host_target(), 2)
+    assert 1e8 < found.macs < 1e12
+    assert 0 <= found.line < 1e-5
+
+
 def test_this_machine() -> None:
     found = peak.measure(host_target(), 1)
     assert 1e9 < found.macs < 1e12

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("numpy", "onnx", "llvmlite", "platformdirs", "pillow", "scipy", "rich")
 _OPTIONAL = ("matplotlib", "torch", "onnxruntime", "openvino")
+_SHARED = 0.75
+"""Of a core's multiply-adds, below which it is not a thread's own."""
+_FAR_NANOSECONDS = 2.5
+"""A line that another core wrote takes half a nanosecond longer where the last cache is shared (Zen 4)."""
 _VECTOR_FEATURES = (
     *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avxvnni"),
     *("avx512bf16", "neon", "fullfp16", "dotprod", "i8mm", "bf16", "sve"),
@@ -42,7 +46,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
         with report.steps(None, arguments.quiet) as progress:
             progress.now("measuring the machine")
-            record["measured"] = machine_record(peak.measure(target, record["cores"]["usable"]))
+            threads = record["cores"]["usable"]
+            record["measured"] = machine_record(peak.measure(target, threads))
+            if threads > 1:
+                found = peak.measure_team(target, threads)
+                record["measured"]["together"] = {
+                    "threads": threads,
+                    "gmacs_per_core": found.macs / 1e9,
+                    "nanoseconds_per_remote_line": found.line * 1e9,
+                }
     if arguments.json:
         report.print_json(record)
     else:
@@ -159,6 +171,8 @@ def _tell(record: dict[str, Any]) -> None:
     facts += [(name, version or "not installed") for name, version in record["packages"].items()]
     if measured := record.get("measured"):
         facts.append(("multiply-adds", f"{measured['gmacs_per_core']:.1f} GMAC/s a core, fp32"))
+        if together := measured.get("together"):
+            facts += _together(together, measured["gmacs_per_core"])
         facts += [
             (f"loads from {level['name']}", f"{level['gigabytes_per_second']:.0f} GB/s, all threads together")
             for level in measured["levels"]
@@ -166,6 +180,18 @@ def _tell(record: dict[str, Any]) -> None:
     report.print_facts("", facts)
     if record["problem"]:
         report.remark(f"coresident: error: {record['problem']}")
+
+
+def _together(together: dict[str, Any], alone: float) -> list[tuple[str, str]]:
+    """What several threads do to each other."""
+    rate, line = together["gmacs_per_core"], together["nanoseconds_per_remote_line"]
+    found = f"{rate:.1f} GMAC/s each with {together['threads']} threads"
+    if rate < _SHARED * alone:
+        found += ": threads share a core, or something else runs on it"
+    lines = f"a line that another one wrote takes {line:.1f} ns longer than an own one"
+    if line > _FAR_NANOSECONDS:
+        lines += ": they are far apart, so threads wait for each other's results"
+    return [("", found), ("cores", lines)]
 
 
 def _cache_text(kept: dict[str, Any]) -> str:

@@ -27,6 +27,8 @@ _SWEPT = 64 << 20
 """Bytes to load in one measurement, at least."""
 _RUNS, _ENOUGH = 5, 0.05
 """Runs of a measurement at least, and their seconds together."""
+_EXCHANGES, _EXCHANGED = 64, 64 << 10
+"""Steps in which threads pass a buffer on, and its bytes."""
 _LARGEST = 256 << 20
 """What "memory" is measured on at most."""
 
@@ -70,6 +72,22 @@ class Peak:
         return next(level for level in self.levels if level.capacity is None or size <= level.capacity)
 
 
+@dataclass(frozen=True)
+class Team:
+    """What threads of a machine do to each other.
+
+    Args:
+        threads: at least 2.
+        macs: fp32 multiply-adds of one of them a second while all multiply: half of a core's where two share
+            it.
+        line: seconds that a line takes longer which another core wrote, to be read and written.
+    """
+
+    threads: int
+    macs: float
+    line: float
+
+
 def multiply_adds(target: Target) -> Function:
     """Sums of products in registers. Words: turns of the loop. Scratch: a line."""
     f = kernel(target, "peak_multiply_adds")
@@ -98,6 +116,19 @@ def loads(target: Target) -> Function:
     return f
 
 
+def exchanges(target: Target) -> Function:
+    """Adds one to each vector of a buffer. Words: the first buffer, turns of the loop, how many buffers after
+    the task's own it is, and how many there are."""
+    f = kernel(target, "peak_exchanges")
+    vector = F32.by(target.lanes(F32))
+    turns, ahead, buffers = (word(f, i, I64) for i in (1, 2, 3))
+    base = f.offset(word(f, 0), (f["task"] + ahead) % buffers * turns * vector.lanes, F32)
+    with f.loop(0, turns) as turn:
+        at = turn * vector.lanes
+        f.store(f.load(vector, base, at, align=vector.bytes) + 1.0, base, at, align=vector.bytes)
+    return f
+
+
 def _keep(f: Function, values: list[Value]) -> None:
     """Store the sum of some values, so that they must be computed."""
     total = values[0]
@@ -106,12 +137,21 @@ def _keep(f: Function, values: list[Value]) -> None:
     f.store(total, f["scratch"])
 
 
-def _program(target: Target, function: Function, words: tuple[Word, ...], tasks: int, size: int) -> Program:
+def _program(
+    target: Target,
+    function: Function,
+    words: tuple[Word, ...] | list[tuple[Word, ...]],
+    tasks: int,
+    size: int,
+) -> Program:
+    """A step, or one for each of several lists of words."""
     ports = (Port("x", "float32", (size,)),) if size else ()
     return Program(
         inputs=ports,
         outputs=(),
-        steps=(Step(function.name, words, tasks),),
+        steps=tuple(
+            Step(function.name, own, tasks) for own in (words if isinstance(words, list) else [words])
+        ),
         objects=(driver.object_code(target), llvm.compile_object(llvm.module_text([function]), target)),
         constants=b"",
         arena_bytes=0,
@@ -175,3 +215,36 @@ def measure(target: Target, threads: int) -> Peak:
     far = min(max(4 * sizes.l3, 64 << 20), _LARGEST) // threads
     levels.append(Level("memory", None, _bandwidth(target, sweep, far, threads)))
     return Peak(threads, macs, tuple(levels))
+
+
+def measure_team(target: Target, threads: int) -> Team:
+    """Measure what threads of this machine do to each other, in a tenth of a second.
+
+    Args:
+        target: of this machine.
+        threads: at least 2.
+
+    Raises:
+        TargetError: the target's code does not run here.
+    """
+    words: tuple[Word, ...] = (("integer", _ITERATIONS),)
+    together = _seconds(_program(target, multiply_adds(target), words, threads, 0), threads, [])
+    turns = _EXCHANGED // (4 * target.lanes(F32))
+    elements = _EXCHANGED // 4 * threads
+    raw = np.ones(elements + 16, np.float32)
+    start = -raw.ctypes.data % 64 // 4
+
+    def passing(ahead: int) -> float:
+        steps: list[tuple[Word, ...]] = [
+            (("input", 0), ("integer", turns), ("integer", step % 2 * ahead), ("integer", threads))
+            for step in range(_EXCHANGES)
+        ]
+        program = _program(target, exchanges(target), steps, threads, elements)
+        return _seconds(program, threads, [raw[start : start + elements]])
+
+    lines = _EXCHANGED // 64 * (_EXCHANGES - 1)
+    return Team(
+        threads,
+        _ITERATIONS * _CHAINS * target.lanes(F32) / together,
+        max(passing(1) - passing(0), 0.0) / lines,
+    )
