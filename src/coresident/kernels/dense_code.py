@@ -17,7 +17,7 @@ from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Frame, Here, Shape, Sums
 from coresident.kernels.geometry import Geometry
 from coresident.kernels.lowering import Plan, Tensor
-from coresident.kernels.tiling import cut
+from coresident.kernels.tiling import cut, evened
 
 WEIGHTS_AHEAD = 1024
 """Bytes of weights asked for in advance: hardware prefetchers stop at the end of each page of 4 KiB."""
@@ -186,7 +186,9 @@ def emit(
     f = kernel(plan.target, "conv_dense")
     t = choice.tiles
     units = -(-shape.outputs // choice.group)
-    work = cut(t.count, units, shape.batch * shape.groups, plan.threads, choice.cycles, choice.row_groups)
+    batch = shape.batch * shape.groups
+    work = cut(t.count, units, batch, plan.threads, choice.cycles, choice.row_groups)
+    work = evened(work, plan.threads)
     frame = Frame.open(f, g, shape, t, work, out, epilogue, merged)
     outer, inner = factor_taps(g.taps)
     packed = f.offset(word(f, frame.words), frame.group * (shape.outputs * shape.inputs * shape.taps), F32)
@@ -196,7 +198,7 @@ def emit(
         plan.scratch(work.most_rows * choice.group * max(t.vectors, t.rest_vectors) * frame.vector.bytes)
     frame.each_tile(code.tile)
     operands = [
-        *frames.operands(plan, g, t, out, epilogue, plan.constant(bias.astype(np.float32))),
+        *frames.operands(plan, g, t, out, epilogue, plan.constant(bias.astype(np.float32)), work),
         plan.constant(pack(weights, choice)),
         plan.constant(np.array(outer, np.int32)),
     ]

@@ -275,8 +275,7 @@ def emit(
         f.offset(starts, frame.group * (parts * blocks), I64),
         f.offset(rows, frame.group * (row_count * 2 * blocks), I32),
     )
-    most = row_count if work.pieces else work.most_rows
-    waiting = most * shared * max(t.vectors, t.rest_vectors) * frame.vector.bytes
+    waiting = work.most_rows * shared * max(t.vectors, t.rest_vectors) * frame.vector.bytes
     plan.scratch(4 * code.packed + (waiting if blocks > 1 else 0))
     frame.each_tile(code.tile)
     operands = [

@@ -61,8 +61,11 @@ class Cut:
 
     @property
     def most_rows(self) -> int:
-        """Rows of the largest part."""
-        return max(end - first for first, end in map(self.row_range, range(self.row_parts)))
+        """Rows of the task that has most."""
+        parts = [(first, end) for _, _, first, end in self.pieces] or [
+            (p, p + 1) for p in range(self.row_parts)
+        ]
+        return max(self.row_range(end - 1)[1] - self.row_range(first)[0] for first, end in parts)
 
     def first_row(self, part: Value) -> Value:
         """The first row of a part, which may be the end."""
@@ -156,7 +159,7 @@ def evened(work: Cut, threads: int) -> Cut:
     """The same work where tiles are few and not a multiple of the threads: each thread gets whole tiles, and
     the tiles at which two of them meet are cut by rows.
 
-    Kernels that read `Part.end_part` take it alone.
+    Kernels that know of parts of the rows (`Part.row_part`) have to read all that a task has.
     """
     tiles, left = work.tiles, work.tiles % threads
     if left == 0 or not 2 * threads < tiles <= MOST_TILES * threads:
