@@ -90,8 +90,8 @@ def test_sparse_tiles_that_are_cut_by_rows(
     monkeypatch.setattr(
         sparse.Choice, "together", lambda c, *a: c.cycles * (1.0 if c.work(*a).pieces else 1e6)
     )
-    emit = Frame.open
-    monkeypatch.setattr(Frame, "open", lambda *a: taken.append(a[4]) or emit(*a))
+    opened = Frame.open
+    monkeypatch.setattr(Frame, "open", lambda *a: taken.append(a[4]) or opened(*a))
     rng = np.random.default_rng(size)
     weights = rng.standard_normal((37, 40, kernel, kernel)).astype(np.float32)
     weights[rng.random(weights.shape) < 0.85] = 0

@@ -6,6 +6,7 @@ Kernels written with the builder, run by the executor like any network; other ra
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,18 +141,16 @@ def _keep(f: Function, values: list[Value]) -> None:
 def _program(
     target: Target,
     function: Function,
-    words: tuple[Word, ...] | list[tuple[Word, ...]],
+    steps: Sequence[tuple[Word, ...]],
     tasks: int,
     size: int,
 ) -> Program:
-    """A step, or one for each of several lists of words."""
+    """A step for each tuple of words."""
     ports = (Port("x", "float32", (size,)),) if size else ()
     return Program(
         inputs=ports,
         outputs=(),
-        steps=tuple(
-            Step(function.name, own, tasks) for own in (words if isinstance(words, list) else [words])
-        ),
+        steps=tuple(Step(function.name, words, tasks) for words in steps),
         objects=(driver.object_code(target), llvm.compile_object(llvm.module_text([function]), target)),
         constants=b"",
         arena_bytes=0,
@@ -182,7 +181,7 @@ def _bandwidth(target: Target, function: Function, size: int, threads: int) -> f
     start = -raw.ctypes.data % 64 // 4
     sweeps = max(1, _SWEPT // (turns * turn))
     words: tuple[Word, ...] = (("input", 0), ("integer", turns), ("integer", sweeps))
-    program = _program(target, function, words, threads, elements)
+    program = _program(target, function, [words], threads, elements)
     return elements * 4 * sweeps / _seconds(program, threads, [raw[start : start + elements]])
 
 
@@ -198,7 +197,7 @@ def measure(target: Target, threads: int) -> Peak:
     """
     function = multiply_adds(target)
     words: tuple[Word, ...] = (("integer", _ITERATIONS),)
-    least = _seconds(_program(target, function, words, 1, 0), 1, [])
+    least = _seconds(_program(target, function, [words], 1, 0), 1, [])
     macs = _ITERATIONS * _CHAINS * target.lanes(F32) / least
 
     sizes = cpu.caches()
@@ -228,7 +227,7 @@ def measure_team(target: Target, threads: int) -> Team:
         TargetError: the target's code does not run here.
     """
     words: tuple[Word, ...] = (("integer", _ITERATIONS),)
-    together = _seconds(_program(target, multiply_adds(target), words, threads, 0), threads, [])
+    together = _seconds(_program(target, multiply_adds(target), [words], threads, 0), threads, [])
     turns = _EXCHANGED // (4 * target.lanes(F32))
     elements = _EXCHANGED // 4 * threads
     raw = np.ones(elements + 16, np.float32)
