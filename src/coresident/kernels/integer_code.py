@@ -15,7 +15,7 @@ from coresident.codegen.builder import Value, Variable, kernel
 from coresident.codegen.integers import Dot
 from coresident.codegen.types import I8, I32, I64, Type, of_dtype
 from coresident.kernels import integer_frame
-from coresident.kernels.frame import Shape
+from coresident.kernels.frame import Shape, prefetch_stream
 from coresident.kernels.integer_epilogue import IntegerEpilogue, IntegerOutput
 from coresident.kernels.integer_frame import NO_COLUMNS, Columns, IntegerFrame
 from coresident.kernels.integer_stream import UNROLL, Offsets, pack
@@ -70,6 +70,7 @@ class _Code:
         blocks: of the input channels.
         offsets: how the stream says what to read.
         counts: of the numbers in `rows`, the type.
+        row_lines: cache lines that a row takes in the stream, on average.
     """
 
     frame: IntegerFrame
@@ -80,6 +81,7 @@ class _Code:
     blocks: int
     offsets: Offsets
     counts: Type
+    row_lines: int
 
     @property
     def dot(self) -> Dot:
@@ -131,6 +133,7 @@ class _Code:
         channel = self.frame.channel_base + channel
         channels = [channel + s for s in range(choice.shared)]
         begin = position.get()
+        prefetch_stream(f, begin, self.row_lines)
         with f.loop(first, end) as tile:
             x, offsets = self._place(tile)
             position.set(begin)
@@ -360,6 +363,7 @@ def emit(
         blocks,
         offsets,
         counts,
+        -(-packed.stream.nbytes // (64 * len(packed.rows))),
     )
     plan.scratch(code.packed_bytes + work.most_rows * code.row_bytes)
     frame.each_strip(code.tiles)

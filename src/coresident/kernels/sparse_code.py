@@ -30,6 +30,7 @@ class _Code:
         starts: address of where in the stream each block of each part of the group's rows begins (int64).
         rows: address of the group's rows, part after part and in it block after block: (first output channel,
             nonzeros) as int32.
+        row_lines: cache lines that a row takes in the stream, on average.
     """
 
     frame: Frame
@@ -40,6 +41,7 @@ class _Code:
     stream: Value
     starts: Value
     rows: Value
+    row_lines: int
 
     @property
     def packed(self) -> int:
@@ -106,6 +108,7 @@ class _Code:
         with f.loop(0, count) as r:
             first = (before + r) * share
             self._prefetch(here, ahead, first, f.minimum(first + share, ahead_channels))
+            frames.prefetch_stream(f, position.get(), self.row_lines)
             described = f.offset(table, r * 2, I32)
             channel = f.convert(f.load(I32, described), I64)
             nonzeros = f.convert(f.load(I32, described, 1), I64)
@@ -274,6 +277,7 @@ def emit(
         stream,
         f.offset(starts, frame.group * (parts * blocks), I64),
         f.offset(rows, frame.group * (row_count * 2 * blocks), I32),
+        -(-packed.stream.nbytes // (64 * len(packed.rows))),
     )
     waiting = work.most_rows * shared * max(t.vectors, t.rest_vectors) * frame.vector.bytes
     plan.scratch(4 * code.packed + (waiting if blocks > 1 else 0))
