@@ -23,10 +23,6 @@ from coresident.kernels.tiling import Cut, divided, unevenness
 
 Array = np.ndarray[Any, Any]
 
-_STRIP_BYTES = 160_000
-"""Of the packed input of a chunk of rows: it is read again for each panel, from L2."""
-
-
 @dataclass(frozen=True)
 class Choice:
     """A way to compute it, and the cycles it should take on one core.
@@ -158,7 +154,8 @@ def _choose(plan: Plan, shape: Shape, weights: Array, places: Places, dot: Dot) 
     best: Choice | None = None
     for rows in (56, 28, 14, 8, 7, 4, 2, 1):
         chunk = row_chunks(places, rows)
-        if rows > 1 and 4 * chunk.span * count > _STRIP_BYTES:
+        # It is read again for each panel, from L2.
+        if rows > 1 and 4 * chunk.span * count > machine.cache // 2:
             continue
         packing = chunk.packed * count * (0.35 if chunk.step == 1 else 0.6 if chunk.step == 2 else 8.0)
         packing *= rates.packing
