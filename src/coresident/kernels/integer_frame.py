@@ -268,7 +268,7 @@ def operands(
         *epilogue.operands(plan),
     ]
     if _masked(strips, out):
-        length = int(strips.tiles[:, 1].max()) + strips.vectors * plan.target.lanes(I32)
+        length = int(strips.tiles[:, 1].max()) + (strips.vectors + 1) * plan.target.lanes(I32)
         real = geometry.border_mask(out.layout.strides[2:], out.shape[2:], length)
         words.append(plan.constant(real.astype(np.dtype(f"int{8 * out.dtype.itemsize}"))))
     return words

@@ -23,6 +23,7 @@ from coresident.kernels.tiling import Cut, divided, unevenness
 
 Array = np.ndarray[Any, Any]
 
+
 @dataclass(frozen=True)
 class Choice:
     """A way to compute it, and the cycles it should take on one core.
@@ -61,6 +62,14 @@ class Choice:
     def row_vectors(self, lanes: int) -> int:
         """Vectors of an output row."""
         return -(-sum(self.pixels) // lanes)
+
+    @property
+    def runs(self) -> list[int]:
+        """Of the largest chunk of rows and of others, the pixels from its first to its last in the output."""
+        tiles, width = self.strips.tiles[:, 1], sum(self.pixels)
+        return sorted(
+            {int(tiles[end - 1] - tiles[first]) + width for _, _, first, end, _ in self.strips.strips}
+        )
 
     def work(self, shape: Shape, threads: int) -> Cut:
         """The tasks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ class _Code:
     Args:
         frame: its arguments and its part of the work, whose rows are panels.
         weights: of the group, packed.
-        sums: how those of a panel are made; complete, they are rows of pixels for each channel.
+        sums: how those of a panel are made; complete, they are runs or rows of pixels for each channel.
         rest: addresses of the starts, offsets and weights of what the products leave out; None if nothing.
     """
 
@@ -64,13 +64,16 @@ class _Code:
             weights,
             first,
             end,
-            lambda tile: (self._packed(f["scratch"], tile), self._complete(tile - first)),
+            lambda tile: (self._packed(f["scratch"], tile), self._complete(first, tile)),
         )
         channels = f.minimum(-channel + frame.shape.outputs, vectors * self.sums.lanes)
         if self.rest is not None:
             with f.loop(0, channels) as c:
                 self._add_rest(self.rest, number + c, c, first, end)
-        self._store(number, channels, first, end)
+        if self.in_runs:
+            self._store_runs(number, channels, first, end)
+        else:
+            self._store_rows(number, channels, first, end)
 
     def _packed(self, base: Value, tile: Value) -> Value:
         """The address of a row's first pixel in a packed strip whose first is at `base`."""
@@ -78,26 +81,56 @@ class _Code:
         at = f.load(I32, self.frame.tiles, tile * columns)
         return f.offset(base, f.convert(at, I64), ELEMENT)
 
-    def _complete(self, row: Value, channel: Value | int = 0) -> Value:
-        """Where the complete sums of a row of a channel of the panel lie."""
-        f = self.frame.function
-        place = (row * self.wide + channel) * (ELEMENT * self.sums.reach)
-        return f.offset(f["scratch"], place + self.sums.complete)
+    @property
+    def in_runs(self) -> bool:
+        """Whether complete sums are a run of pixels for each channel, with the output's gaps; otherwise each
+        row has whole vectors, since what is added to them is."""
+        return self.choice.strips.flat and self.rest is None
 
-    def _store(self, number: Value, channels: Value, first: Value, end: Value) -> None:
-        """Finish and store the sums of some channels from `number` on."""
-        f, output = self.frame.function, self.frame.output
-        columns, kind = 2 + len(output.epilogue.tensors), self.sums.vector
-        with f.loop(first, end) as tile:
-            offsets = [
-                f.convert(f.load(I32, self.frame.tiles, tile * columns + i), I64) for i in range(1, columns)
-            ]
-            with f.loop(0, channels) as c:
-                sums = self._complete(tile - first, c)
-                totals = [
-                    f.load(kind, sums, v * kind.lanes) for v in range(self.choice.row_vectors(kind.lanes))
-                ]
-                output.store(f, number + c, totals, offsets, self.choice.strips.last)
+    def _complete(self, first: Value, tile: Value, channel: Value | int = 0) -> Value:
+        """Where the complete sums of a row of a channel of the panel lie, in a strip with a first row."""
+        f, reach = self.frame.function, ELEMENT * self.sums.reach
+        base = f.offset(f["scratch"], self.sums.complete)
+        if not self.in_runs:
+            return f.offset(base, ((tile - first) * self.wide + channel) * reach)
+        moved = self._offsets(tile)[0] - self._offsets(first)[0]
+        return f.offset(f.offset(base, moved, ELEMENT), channel * reach)
+
+    def _offsets(self, tile: Value) -> list[Value]:
+        """Elements from pixel 0 to a row's first, in the output and in each further operand."""
+        f, columns = self.frame.function, 2 + len(self.frame.output.epilogue.tensors)
+        at = [f.load(I32, self.frame.tiles, tile * columns + i) for i in range(1, columns)]
+        return [f.convert(offset, I64) for offset in at]
+
+    def _store_rows(self, number: Value, channels: Value, first: Value, end: Value) -> None:
+        """Finish and store the sums of some channels from `number` on, row by row."""
+        f, kind = self.frame.function, self.sums.vector
+        with f.loop(first, end) as tile, f.loop(0, channels) as c:
+            sums = self._complete(first, tile, c)
+            vectors = range(self.choice.row_vectors(kind.lanes))
+            totals = [f.load(kind, sums, v * kind.lanes) for v in vectors]
+            self.frame.output.store(f, number + c, totals, self._offsets(tile), self.choice.strips.last)
+
+    def _store_runs(self, number: Value, channels: Value, first: Value, end: Value) -> None:
+        """Finish and store the sums of some channels from `number` on, together as many vectors as one of
+        bytes holds."""
+        f, kind, output = self.frame.function, self.sums.vector, self.frame.output
+        offsets, together = self._offsets(first), 4 * kind.lanes
+        pixels = self._offsets(end - 1)[0] - offsets[0] + sum(self.choice.pixels)
+        whole = pixels / together * together
+
+        def store(c: Value, at: Value, count: int) -> None:
+            sums, vectors = self._complete(first, first, c), range(-(-count // kind.lanes))
+            totals = [f.load(kind, sums, at + v * kind.lanes) for v in vectors]
+            last = count - (len(vectors) - 1) * kind.lanes
+            output.store(f, number + c, totals, [offset + at for offset in offsets], last)
+
+        with f.loop(0, channels) as c:
+            with f.loop(0, whole, together) as at:
+                store(c, at, together)
+            for left in sorted({run % together for run in self.choice.runs} - {0}):
+                with f.when((pixels - whole).equals(left)):
+                    store(c, whole, left)
 
     def _add_rest(
         self, rest: tuple[Value, Value, Value], number: Value, channel: Value, first: Value, end: Value
@@ -111,7 +144,7 @@ class _Code:
             weight = f.splat(f.load(I32, weights, entry, align=1), kind)
             with f.loop(first, end) as tile:
                 x = self._packed(source, tile)
-                sums = self._complete(tile - first, channel)
+                sums = self._complete(first, tile, channel)
                 for v in range(self.choice.row_vectors(kind.lanes)):
                     total, pixels = (f.load(kind, at, v * kind.lanes) for at in (sums, x))
                     f.store(self.sums.product(total, pixels, weight), sums, v * kind.lanes)
@@ -156,11 +189,14 @@ def emit(
         taps=shape.taps,
         widest=choice.widest,
         waiting=frame.packed_bytes,
-        # A strip is written a power of two wide.
-        reach=choice.row_vectors(lanes) * lanes + 8,
+        reach=0,
     )
     code = _Code(frame, choice, own_weights, sums, rest)
-    plan.scratch(sums.complete + ELEMENT * choice.most_tiles * code.wide * sums.reach)
+    # A strip is written a power of two wide.
+    rows, length = (1, max(choice.runs)) if code.in_runs else (choice.most_tiles, sum(choice.pixels))
+    sums = replace(sums, reach=-(-length // lanes) * lanes + 8)
+    code = replace(code, sums=sums)
+    plan.scratch(sums.complete + ELEMENT * rows * code.wide * sums.reach)
     frame.each_strip(code.strip)
     # The last panel's lanes may be more than there are channels.
     readable = np.concatenate([bias, np.zeros(code.wide, np.int32)])

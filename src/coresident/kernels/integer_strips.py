@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -398,12 +398,25 @@ def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
     )
 
 
+def _stores_runs(p: Places) -> bool:
+    """Whether rows of the output and of further operands lie alike, with gaps that take no more than vectors
+    which end with each row."""
+    pitch, width = p.out.strides[-2], p.out.shape[-1]
+    return (
+        len(p.out.shape) == 4
+        and all(e.slack >= p.lanes and e.strides[-1] == 1 for e in (p.out, *p.extras))
+        and all(c[-2] == pitch for c in p.columns)
+        and width <= pitch <= -(-width // p.lanes) * p.lanes
+    )
+
+
 def row_chunks(p: Places, rows: int) -> Strips:
     """Strips of whole rows, each row one tile; where that is possible the input keeps its gaps as it is
-    packed."""
+    packed. Flat, if what is stored of a strip may cross row ends."""
     vectors = -(-p.out.shape[-1] // p.lanes)
+    flat = _stores_runs(p)
     if len(p.out.shape) != 4 or any(s != 1 for s in p.steps) or p.source.strides[-1] != 1:
-        return row_strips(p, vectors, rows, 1 << 30)
+        return replace(row_strips(p, vectors, rows, 1 << 30), flat=flat)
     height, width = p.out.shape[2:]
     pitch = p.source.strides[-2]
     rows = evenly(height, rows)
@@ -429,6 +442,6 @@ def row_chunks(p: Places, rows: int) -> Strips:
         1,
         vectors,
         min(width - (vectors - 1) * p.lanes, p.lanes),
-        False,
+        flat,
         sum(lengths),
     )
