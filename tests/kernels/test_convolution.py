@@ -262,6 +262,49 @@ def test_segments_of_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatc
     check_node(node, feeds, constants, target=target, threads=1 + seed % 2)
 
 
+def _behind(case: Case, seed: int, target: str, threads: int) -> str:
+    """What a convolution behind another is cut into, whose result is checked."""
+    node, feeds, constants = case.feeds(seed)
+    channels = case.inputs
+    constants["w0"] = np.random.default_rng(seed).standard_normal((channels, 1, 1, 1)).astype(np.float32)
+    scaled = Node("Conv", ("x", "w0"), ("s",), {"group": channels, "kernel_shape": (1, 1)}, "scaled")
+    graph = graph_of([scaled, node.with_(inputs=("s", *node.inputs[1:]))], feeds, ["y"], constants)
+    (got,) = run_graph(graph, feeds, (RUN_TARGETS | WIDTHS)[target], threads)
+    want = evaluate(graph, feeds)["y"]
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * max(float(np.abs(want).max()), 1e-30))
+    program = Planner(graph, (RUN_TARGETS | WIDTHS)[target], 1).program()
+    return " ".join(str(step.info.get("tile")) for step in program.steps)
+
+
+@pytest.mark.parametrize("target", SEGMENTED)
+@pytest.mark.parametrize("seed", few(range(6100, 6160), 14))
+def test_segments_of_strided_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed phase by phase, from what a convolution before has made."""
+    _in_segments(monkeypatch)
+    rng = np.random.default_rng(seed)
+    strides = tuple(int(s) for s in rng.choice([[2, 2], [2, 2], [1, 2], [2, 1], [3, 2]]))
+    kernel = tuple(int(k) for k in rng.choice([1, 2, 3, 5], 2))
+    columns = int(rng.integers(72, 140)) if rng.random() < 0.3 else int(rng.choice(SHORT_ROWS))
+    size = int(rng.integers(5, 20)), columns * strides[1] + int(rng.integers(-1, 2))
+    pads, dilations = tuple(rng.integers(0, 3, 4).tolist()), tuple(rng.choice([1, 1, 2], 2).tolist())
+    inputs, outputs = int(rng.integers(2, 50)), int(rng.integers(1, 20))
+    density = float(rng.choice([0.05, 0.2, 0.5]))
+    _behind(
+        Case(2, inputs, outputs, size, kernel, strides, pads, dilations, 1, density),
+        seed,
+        target,
+        1 + seed % 2,
+    )
+
+
+@pytest.mark.parametrize("size", [7, 14, 28, 56, 100])
+@pytest.mark.parametrize("target", SEGMENTED)
+def test_segments_of_strided_rows_are_taken(target: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _in_segments(monkeypatch)
+    case = Case(1, 40, 8, (2 * size,) * 2, (3, 3), (2, 2), (1,) * 4, (1, 1), density=0.1)
+    assert "segments" in _behind(case, 1, target, 1)
+
+
 @pytest.mark.parametrize("spatial", [(9, 100), (7, 7), (14, 14), (28, 28), (13, 32), (56, 56)])
 @pytest.mark.parametrize("target", SEGMENTED)
 def test_segments_are_taken(target: str, spatial: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,8 +87,8 @@ def emit(
     for g in ways:
         copy = cost.copy(cost.Machine.of(plan.target), g.copied)
         without += [(copy + cycles, g, way) for cycles, way in _dense(plan, g, shape, out, epilogue)]
-        if skips and g.step == 1:
-            choice = sparse.choose(plan, g, shape, weights, out, epilogue)
+        choice = sparse.choose(plan, g, shape, weights, out, epilogue) if skips else None
+        if choice is not None:
             skipping.append((copy + choice.cycles, g, partial(sparse_code.emit, plan, g, shape, choice)))
     best = min(without, key=_cycles)
     if skipping:

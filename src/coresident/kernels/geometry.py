@@ -69,7 +69,8 @@ class Geometry:
         source: the planes, with their border; split by phase if the convolution is strided.
         taps: for each kernel position in C order, elements from an output pixel to what the tap reads.
         batch_stride, channel_stride: elements between pictures and between channels.
-        strides: elements between neighbouring output pixels, one a spatial dimension.
+        strides: elements between what neighbouring output pixels read, one a spatial dimension.
+        pixels: elements between neighbouring pixels of the source.
         copied: bytes moved to make the source from the input; 0 if it is the input.
         prepare: emits that copy: to be called once by who reads the source.
         positions: of each tap, relative to the output pixel, in the input or in a phase of it; none where
@@ -82,6 +83,7 @@ class Geometry:
     batch_stride: int
     channel_stride: int
     strides: tuple[int, ...]
+    pixels: tuple[int, ...] = ()
     copied: int = 0
     prepare: Callable[[], None] = lambda: None
     positions: tuple[tuple[int, ...], ...] = ()
@@ -95,11 +97,7 @@ class Geometry:
     @property
     def is_unstrided(self) -> bool:
         """Whether output pixels are as far apart, in all directions, as the pixels that they read."""
-        planes = self.planes or (0,) * len(self.positions)
-        return bool(self.positions) and self.taps == tuple(
-            plane + sum(a * s for a, s in zip(position, self.strides))
-            for plane, position in zip(planes, self.positions)
-        )
+        return bool(self.positions) and self.strides == self.pixels
 
 
 def ways(node: Node, plan: Plan) -> list[Geometry]:
@@ -123,7 +121,7 @@ def in_place(node: Node, plan: Plan) -> Geometry:
     )
     taps = tuple(sum(a * s for a, s in zip(position, strides)) for position in positions)
     steps = tuple(s * t for s, t in zip(strides, w.strides))
-    return Geometry(x, taps, x.layout.strides[0], x.layout.strides[1], steps, positions=positions)
+    return Geometry(x, taps, x.layout.strides[0], x.layout.strides[1], steps, strides, positions=positions)
 
 
 def by_phase(node: Node, plan: Plan) -> Geometry:
@@ -150,6 +148,7 @@ def by_phase(node: Node, plan: Plan) -> Geometry:
         taps,
         layout.strides[0],
         layout.strides[1],
+        strides,
         strides,
         copied,
         split.emit,

@@ -121,8 +121,9 @@ def union_counts(nonzero: np.ndarray[Any, Any], shared: int, block: int, taps: i
 
 def choose(
     plan: Plan, g: Geometry, shape: Shape, weights: np.ndarray[Any, Any], out: Tensor, epilogue: Epilogue
-) -> Choice:
-    """The tile, block and sharing that should be fastest.
+) -> Choice | None:
+    """The tile, block and sharing that should be fastest; None where pixels lie apart in the input's rows,
+    and tiles of segments do not fit.
 
     Args:
         weights: [groups, outputs, inputs, taps].
@@ -132,7 +133,7 @@ def choose(
     extras = [t.layout for t in epilogue.tensors]
     nonzero = (weights != 0).reshape(-1, shape.inputs * shape.taps)
     registers = plan.target.registers - 2
-    ways = [(False, 1)]
+    ways = [(False, 1)] if g.step == 1 else []
     if can_run_flat(g.strides, out.layout, extras, lanes):
         ways += [(True, spans) for spans in sorted({1, plan.threads})]
     vector_bytes = 4 * lanes
@@ -200,7 +201,6 @@ def choose(
                     taken += meetings * shape.inputs * vectors * REMOTE_LINE
                 if taken < least:
                     best, least = choice, taken
-    assert best is not None
     for choice in _segments(plan, machine, g, shape, out, epilogue, profiles):
         if choice.cycles < least and (taken := choice.together(shape, plan.threads)) < least:
             best, least = choice, taken

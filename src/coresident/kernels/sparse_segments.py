@@ -1,7 +1,8 @@
 """Tiles of a sparse convolution that consist of segments (`spread.py`).
 
 A block of input channels is packed before the rows of weights pass over it: from the planes, where no vector
-of a tap but the middle one's would lie in one cache line, into the worker's scratch, where all do.
+of a tap but the middle one's would lie in one cache line, into the worker's scratch, where all do. What a
+convolution with strides reads is packed phase by phase, within which its stride is 1.
 
 Neighbouring tiles of a volume read much of the same. So a tile may go on in *steps* along the depth, while
 what it has packed stays in the scratch: each step packs only the planes that the one before did not read.
@@ -11,7 +12,7 @@ what it has packed stays in the scratch: each step packs only the planes that th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +49,9 @@ class Packing:
     Args:
         segments: of the tile.
         rows: elements from the tile's first pixel to where each packed row of the first plane begins in the
-            input, in each of its rows of lanes.
+            input, in each of its rows of lanes: phase by phase of them.
+        columns: of each phase of the columns, elements of a row before its first pixel, and groups.
+        step: elements between the pixels of such a phase.
         planes: that a step reads; a picture is one.
         plane_stride: elements of the input from one to the next.
         steps: of a tile, each one plane further on.
@@ -59,6 +62,8 @@ class Packing:
 
     segments: Segments
     rows: tuple[tuple[int, ...], ...]
+    columns: tuple[tuple[int, int], ...]
+    step: int
     planes: int
     plane_stride: int
     steps: int
@@ -93,7 +98,7 @@ class Packing:
     @property
     def cycles(self) -> float:
         """To pack a channel, for all steps."""
-        return PACKING[self.in_one_row] * len(self.rows) * self.packed_planes
+        return PACKING[self.in_one_row] * len(self.columns) * len(self.rows) * self.packed_planes
 
     @property
     def storing_cycles(self) -> float:
@@ -124,21 +129,41 @@ class Packing:
 
     def _groups(self, f: Function, vector: Type, source: Value, row: Sequence[int]) -> list[Value]:
         """A packed row, two groups a vector."""
-        spread, count = self.segments.spread, self.segments.groups // 2
+        spread = self.segments.spread
         if self.in_one_row:
-            found = []
-            for first in (0, GROUP):
-                pixels = [
-                    f.load(vector, source, row[0] + first + at) for at in range(0, SEGMENT, vector.lanes)
-                ]
-                found += transposed(f, pixels)
-            return found[:count]
-        lanes = [
-            f.load(vector, source, line + column * spread.width)
-            for line in row
-            for column in range(spread.columns)
-        ]
-        return apart(f, lanes)[:count]
+            starts = [row[0] + self.step * at for at in range(0, SEGMENT, GROUP)]
+            wanted = vector.lanes
+        else:
+            begins = [self.step * spread.width * column for column in range(spread.columns)]
+            starts = [line + begin for line in row for begin in begins]
+            wanted = max(groups for _, groups in self.columns)
+        pixels = [self._pixels(f, vector, source, start, wanted) for start in starts]
+        found: list[Value] = []
+        for (_, groups), lanes in zip(self.columns, zip(*pixels)):
+            if self.in_one_row:
+                both = [transposed(f, lanes[half::2]) for half in (0, 1)]
+                found += [*both[0], *both[1]][: groups // 2]
+            else:
+                found += apart(f, lanes)[: groups // 2]
+        return found
+
+    def _pixels(self, f: Function, vector: Type, source: Value, start: int, count: int) -> list[Value]:
+        """A vector of each phase's pixels from some element on, `count` of which are wanted."""
+        if self.step == 1:
+            return [f.load(vector, source, start + first) for first, _ in self.columns]
+        lanes, found = vector.lanes, []
+        loaded: dict[int, tuple[Value, Value]] = {}
+        # No further than the last pixel wanted: the second half then overlaps the first.
+        far = max(0, min(2 * count - lanes, lanes))
+        for first, _ in self.columns:
+            odd = first - 1 in loaded
+            at = first - odd
+            if at not in loaded:
+                here = start + at
+                loaded[at] = f.load(vector, source, here), f.load(vector, source, here + far)
+            order = [e if e < lanes else lanes + min(e - far, lanes - 1) for e in range(odd, 2 * lanes, 2)]
+            found.append(f.shuffle(loaded[at][0], loaded[at][1], order))
+        return found
 
     def prefetch(self, f: Function, source: Value) -> None:
         """Ask L2 for what `pack` will read of a channel: in the first step, or in a later one of the plane at
@@ -149,32 +174,71 @@ class Packing:
 
     def _ask(self, f: Function, plane: Value, starts: Sequence[int], near: bool) -> None:
         """Ask for rows of lanes, L1 or L2."""
-        width = self.segments.spread.pixels + self.segments.groups - self.segments.spread.width
+        spread = self.segments.spread
+        beyond = max(first + self.step * (groups - spread.width) for first, groups in self.columns)
+        width = self.step * spread.pixels + beyond
         for start in dict.fromkeys(starts):
             for at in range(0, width + 15, 16):
                 f.prefetch(plane, 4 * (start + at), near=near)
+
+
+@dataclass(frozen=True)
+class _Phases:
+    """The taps of one dimension, by phase of its stride: which there are, and between which quotients.
+
+    Args:
+        stride: of the dimension.
+        spans: of each phase, its least and greatest quotient.
+    """
+
+    stride: int
+    spans: dict[int, tuple[int, int]]
+
+    @staticmethod
+    def of(positions: Iterable[int], stride: int) -> _Phases:
+        found: dict[int, list[int]] = {}
+        for a in positions:
+            found.setdefault(a % stride, []).append(a // stride)
+        return _Phases(stride, {phase: (min(found[phase]), max(found[phase])) for phase in sorted(found)})
+
+    @property
+    def extents(self) -> list[int]:
+        """Of each phase, how many pixels it reads beyond the first."""
+        return [high - low for low, high in self.spans.values()]
+
+    @property
+    def firsts(self) -> list[int]:
+        """Of each phase, the first position that it reads."""
+        return [low * self.stride + phase for phase, (low, _) in self.spans.items()]
+
+    def place(self, position: int) -> tuple[int, int]:
+        """Which of the phases a tap is in, and how many pixels after its first."""
+        phase = position % self.stride
+        return list(self.spans).index(phase), position // self.stride - self.spans[phase][0]
 
 
 def cuts(
     g: Geometry, out: Layout, extras: Sequence[Layout], lanes: int, most: int
 ) -> list[tuple[Tiles, Packing]]:
     """Ways to cut into tiles of `most` vectors at most that consist of segments below each other, and how
-    their input is packed; none where output pixels are not as far apart as those of the input."""
+    their input is packed; none where output pixels are further apart than every other one of the input."""
     columns = [tuple(g.strides), out.strides[2:], *(e.strides[2:] for e in extras)]
-    if lanes != 2 * GROUP or len(out.shape) not in (4, 5) or any(c[-1] != 1 for c in columns):
+    rank = len(out.shape) - 2
+    if lanes != 2 * GROUP or rank not in (2, 3) or any(c[-1] != 1 for c in columns[1:]):
         return []
-    if not g.is_unstrided or g.planes:
+    if not g.positions or g.planes or g.pixels[-1] != 1 or not (g.is_unstrided or rank == 2) or g.step > 2:
         return []
-    across = [a[-1] for a in g.positions]
+    down, across = (_Phases.of((a[d] for a in g.positions), g.strides[d] // g.pixels[d]) for d in (-2, -1))
     # Whole vectors of two groups.
-    reach = -(-(max(across) - min(across)) // 2) * 2
+    reach = -(-max(across.extents) // 2) * 2
     if not reach:
+        # Of single columns no vector crosses a line, and a copy split by phase costs less than to pack them.
         return []
     height, found = out.shape[-2], []
     for spread in spreads(out.shape[-1], reach):
-        for down in range(1, most * lanes // (spread.width * GROUP) + 1):
-            if spread.fits(down, height):
-                ways = (_cut(g, out, columns, spread, down, steps, reach, lanes) for steps in STEPS)
+        for below in range(1, most * lanes // (spread.width * GROUP) + 1):
+            if spread.fits(below, height):
+                ways = (_cut(g, out, columns, spread, below, steps, down, across, lanes) for steps in STEPS)
                 found += [way for way in ways if way is not None]
     return found
 
@@ -184,43 +248,57 @@ def _cut(
     out: Layout,
     columns: Sequence[Sequence[int]],
     spread: Spread,
-    down: int,
+    below: int,
     steps: int,
-    reach: int,
+    down: _Phases,
+    across: _Phases,
     lanes: int,
 ) -> tuple[Tiles, Packing] | None:
-    """Tiles of `down` segments below each other that go on in steps; None where they can't."""
+    """Tiles of `below` segments below each other that go on in steps; None where they can't."""
     spatial, places = out.shape[2:], np.array(g.positions)
     in_volume, height = len(spatial) == 3, spatial[-2]
-    left, groups = int(places[:, -1].min()), spread.width + reach
-    top, bottom = int(places[:, -2].min()), int(places[:, -2].max())
-    rows = down + bottom - top
     depths = sorted(set(places[:, 0].tolist())) if in_volume else [0]
     apart = depths[1] - depths[0] if len(depths) > 1 else 1
     if steps > 1 and not (in_volume and apart == 1 and steps <= spatial[0]):
         return None
-    # Rows of lanes below the picture's last read what the last one does, and are not written.
-    last = height - 1 + bottom
-    first = (depths[0],) if in_volume else ()
-    lines = tuple(
-        tuple(
-            sum(a * s for a, s in zip((*first, min(lane + row, last), left), g.strides, strict=True))
-            for lane in spread.tops(down)
-        )
-        for row in range(top, top + rows)
-    )
-    pitch = groups * GROUP
-    taps = tuple(
-        ((depths.index(a[0]) * rows if in_volume else 0) + a[-2] - top) * pitch + (a[-1] - left) * GROUP
-        for a in g.positions
-    )
-    extents = [*([steps] if in_volume else []), spread.rows * down, spread.pixels]
+    plane = depths[0] * g.strides[0] if in_volume else 0
+    left = min(across.firsts)
+    lines: list[tuple[int, ...]] = []
+    row_bases: list[int] = []
+    for first, extent in zip(down.firsts, down.extents):
+        row_bases.append(len(lines))
+        start = plane + first * g.pixels[-2] + left
+        # Rows of lanes below the picture's last read what the last one does, and are not written.
+        lines += [
+            tuple(start + min(lane + row, height - 1 + extent) * g.strides[-2] for lane in spread.tops(below))
+            for row in range(below + extent)
+        ]
+    groups = [spread.width + -(-extent // 2) * 2 for extent in across.extents]
+    group_bases = [sum(groups[:i]) for i in range(len(groups))]
+    pitch = sum(groups) * GROUP
+    taps = []
+    for a in g.positions:
+        (row_phase, row), (column_phase, column) = down.place(a[-2]), across.place(a[-1])
+        row += row_bases[row_phase] + (depths.index(a[0]) * len(lines) if in_volume else 0)
+        taps.append(row * pitch + (group_bases[column_phase] + column) * GROUP)
+    extents = [*([steps] if in_volume else []), spread.rows * below, spread.pixels]
     starts = [starts_of(*each) for each in zip(spatial, extents, strict=True)]
     begins = np.array(list(itertools.product(*starts)), np.int64)
     table = np.stack([begins @ np.array(c, np.int64) for c in columns], axis=1)
-    tiles = segments(spread, down, groups, lanes, spatial[-2:], [c[-2] for c in columns[1:]])
+    tiles = segments(spread, below, sum(groups), lanes, spatial[-2:], [c[-2] for c in columns[1:]])
     whole = Tiles(
         table.astype(np.int32), len(table), len(tiles.reads), 0, lanes, lanes, False, int(np.prod(spatial))
     )
     moves = tuple(c[0] for c in columns[1:])
-    return whole, Packing(tiles, lines, len(depths), g.strides[0] * apart, steps, moves, taps)
+    packing = Packing(
+        tiles,
+        tuple(lines),
+        tuple((first - left, count) for first, count in zip(across.firsts, groups)),
+        g.step,
+        len(depths),
+        g.strides[0] * apart,
+        steps,
+        moves,
+        tuple(taps),
+    )
+    return whole, packing

@@ -174,7 +174,7 @@ def _sparse_phases_win(
     target = Tensor("", out.dtype, planes, out.storage)
     choice = sparse.choose(plan, _point(x), _merged_shape(x, one), one, target, epilogue)
     interleaving = 8 * out.layout.elements / cost.Machine.of(plan.target).l3_bytes
-    return bool(phases * choice.cycles + interleaving < cycles)
+    return choice is not None and phases * choice.cycles + interleaving < cycles
 
 
 def _emit_merged(
