@@ -187,8 +187,8 @@ def lanes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     """What the lanes of the dense kernel hold, whichever the cost model would prefer."""
     choose = panel.choose
 
-    def forced(*arguments: Any) -> panel.Choice | None:
-        choice = choose(*arguments)
+    def forced(*arguments: Any, **options: Any) -> panel.Choice | None:
+        choice = choose(*arguments, **options)
         return replace(choice, cycles=0.0) if choice is not None and request.param == "channels" else None
 
     monkeypatch.setattr(panel, "choose", forced)
@@ -412,3 +412,22 @@ def test_transposed_convolutions(seed: int, target: str) -> None:
     node = Node("ConvTranspose", ("x", "w", "b"), ("y",), attributes, "up")
     assert math.prod(spatial) > 0
     check_node(node, {"x": x}, {"w": w, "b": b}, target=target, threads=2)
+
+
+@pytest.mark.parametrize("target", TARGETS + tuple(WIDTHS))
+@pytest.mark.parametrize("seed", few(range(7000, 7024), 8))
+@pytest.mark.usefixtures("lanes")
+def test_transposed_convolutions_whose_windows_meet(seed: int, target: str) -> None:
+    """All phases are channels of one product, which are interleaved as they are stored."""
+    rng = np.random.default_rng(seed)
+    rank = int(rng.choice([1, 2, 2, 3]))
+    group = int(rng.choice([1, 1, 2]))
+    inputs, outputs = group * int(rng.choice([3, 17, 40, 130])), group * int(rng.integers(1, 30))
+    strides = (*(int(s) for s in rng.choice([1, 2, 2, 3], rank - 1)), 2)
+    spatial = tuple(int(s) for s in rng.integers(1, 40 if rank < 3 else 9, rank))
+    x = rng.standard_normal((2, inputs, *spatial), dtype=np.float32)
+    w = rng.standard_normal((inputs, outputs // group, *strides)).astype(np.float32)
+    b = rng.standard_normal(outputs).astype(np.float32)
+    attributes = {"strides": strides, "kernel_shape": strides, "group": group}
+    node = Node("ConvTranspose", ("x", "w", "b"), ("y",), attributes, "up")
+    check_node(node, {"x": x}, {"w": w, "b": b}, target=target, threads=1 + seed % 2)

@@ -41,7 +41,7 @@ class Choice:
         rows: the output's rows, each a tile.
         width: pixels of a row.
         chunk: rows that one panel passes over at once.
-        reach: elements from a chunk's first pixel to beyond its last, in the output.
+        reach: elements from a chunk's first pixel to beyond its last, where sums are complete.
         strips: pixels of each strip of a row, in order: short ones first.
         wide, narrow: panels of `WIDTH` and of one vector less; the wide ones come first.
         block: input channels in a block.
@@ -101,18 +101,24 @@ def sharing(chunks: int, threads: int) -> int:
     return threads // math.gcd(chunks, threads)
 
 
-def choose(plan: Plan, g: Geometry, shape: Shape, out: Tensor, epilogue: Epilogue) -> Choice | None:
+def choose(
+    plan: Plan, g: Geometry, shape: Shape, out: Tensor, epilogue: Epilogue, merged: bool = False
+) -> Choice | None:
     """Strips, panels and blocks, and how long that should take; None where the output can't be stored as runs
-    of pixels across row ends."""
+    of pixels across row ends.
+
+    Args:
+        merged: pairs of output channels are stored row by row, their pixels in turns.
+    """
     machine = cost.Machine.of(plan.target)
     lanes = plan.target.lanes(F32)
     width = out.shape[-1]
     extras = [t.layout for t in epilogue.tensors]
-    if not can_run_flat(out.layout.strides[2:], out.layout, extras, lanes):
+    if not merged and not can_run_flat(out.layout.strides[2:], out.layout, extras, lanes):
         return None
     rows = tiles(g.strides, out.layout, extras, lanes, -(-width // lanes), flat=False)
     # Rows are made one by one, but stored as runs across their ends.
-    rows = replace(rows, flat=True)
+    rows = replace(rows, flat=not merged)
     vectors = -(-shape.outputs // lanes)
     widest = WIDTH if panels(vectors)[0] else WIDTH - 1
     # No more pixels than lanes: the sums are transposed in registers.
@@ -130,11 +136,13 @@ def choose(plan: Plan, g: Geometry, shape: Shape, out: Tensor, epilogue: Epilogu
         for pixels in strips:
             one = cost.panel_strip(machine, vectors, pixels, depth, blocks)
             total += count * rows.count * one
-    starts = rows.table[:, 1].astype(np.int64)
+    starts = np.arange(rows.count) * width if merged else rows.table[:, 1].astype(np.int64)
     ends = np.minimum(np.arange(0, rows.count, chunk) + chunk, rows.count) - 1
     # A strip is written a power of two wide.
     reach = int((starts[ends] - starts[::chunk]).max()) + width + 2 * lanes
-    total += shape.outputs * rows.count * (2 + 4 * width / lanes)
+    # Pairs of rows are brought together pixel by pixel.
+    row, vector = (12, 16) if merged else (2, 4)
+    total += shape.outputs * rows.count * (row + vector * width / lanes)
     if 4 * shape.outputs * shape.pixels > plan.target.l2_bytes:
         # What is added to runs of pixels comes from L3, and no sums are made meanwhile.
         total += shape.outputs * rows.count * len(extras) * width * _FAR_PIXEL

@@ -59,19 +59,47 @@ class _Code:
         offsets = frame.at(first).offsets
         complete = f.offset(f["scratch"], self.sums.complete)
 
+        merged = frame.output.merged is not None
+
         def place(row: Value) -> tuple[Value, Value]:
             here = frame.at(row)
-            return here.x, f.offset(complete, here.offsets[0] - offsets[0], F32)
+            moved = (row - first) * self.choice.width if merged else here.offsets[0] - offsets[0]
+            return here.x, f.offset(complete, moved, F32)
 
         bias = f.offset(frame.bias, frame.channel_base + channel, F32)
         self.sums.emit(vectors, bias, weights, first, end, place)
         channels = f.minimum(-channel + self.shape.outputs, vectors * self.sums.lanes)
+        if merged:
+            self._store_merged(channel, channels, first, end, complete)
+            return
         pixels = frame.at(end - 1).offsets[0] - offsets[0] + self.choice.width
         with f.loop(0, channels) as c:
             following = frame.channel_base + channel + f.minimum(c + 4, channels - 1)
             frame.output.prefetch_run(f, following, offsets, pixels)
             run = f.offset(complete, c * self.sums.reach, F32)
             frame.output.store_run(f, frame.channel_base + channel + c, run, offsets, pixels)
+
+    def _store_merged(
+        self, channel: Value, channels: Value, first: Value, end: Value, complete: Value
+    ) -> None:
+        """Store the sums of some channels from `channel` of the group on, pair by pair.
+
+        Args:
+            complete: their address.
+        """
+        f, frame, lanes = self.frame.function, self.frame, self.sums.lanes
+        vectors = range(-(-self.choice.width // lanes))
+        last = self.choice.width - (len(vectors) - 1) * lanes
+        with f.loop(first, end) as row:
+            offsets = frame.at(row).offsets
+            sums = f.offset(complete, (row - first) * self.choice.width, F32)
+            with f.loop(0, channels, 2) as c:
+                pair = [
+                    [f.load(frame.vector, sums, (c + p) * self.sums.reach + v * lanes) for v in vectors]
+                    for p in (0, 1)
+                ]
+                number = frame.channel_base + channel + c
+                frame.output.store_merged(f, number, pair, offsets, last)
 
 
 def emit(
@@ -85,6 +113,7 @@ def emit(
     epilogue: Epilogue,
     info: dict[str, Any],
     barrier: bool = True,
+    merged: tuple[tuple[int, int], ...] | None = None,
 ) -> None:
     """Add the convolution's step.
 
@@ -92,12 +121,13 @@ def emit(
         weights: [groups, outputs, inputs, taps] float32.
         bias: [groups * outputs] float32.
         barrier: False if the next step does not depend on it.
+        merged: as in `Output`; `out` then has the input's pixels, two elements apart in a row.
     """
     f = kernel(plan.target, "conv_panel")
     lanes = plan.target.lanes(F32)
     batch = shape.batch * shape.groups
     work = cut(choice.chunks, choice.panels, batch, plan.threads, choice.cycles)
-    frame = Frame.open(f, g, shape, choice.rows, work, out, epilogue)
+    frame = Frame.open(f, g, shape, choice.rows, work, out, epilogue, merged)
     padded = (WIDTH * choice.wide + (WIDTH - 1) * choice.narrow) * lanes
     outer, inner = factor_taps(g.taps)
     packed = f.offset(word(f, frame.words), frame.group * (padded * shape.inputs * shape.taps), F32)

@@ -20,7 +20,7 @@ from coresident.codegen.types import F32, I64, of_dtype
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
 from coresident.graph.operators.windows import TransposedWindow
-from coresident.kernels import cost, dense, dense_code, direct, sparse
+from coresident.kernels import cost, dense, dense_code, direct, panel, panel_code, sparse
 from coresident.kernels.convolution import constant_weights
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
@@ -59,7 +59,10 @@ def transposed(node: Node, plan: Plan) -> None:
     split = weights.reshape(groups, inputs, per_group, *weights.shape[2:]).swapaxes(1, 2)
     full_bias = np.zeros(groups * per_group, np.float32) if bias is None else bias
     if is_pixel_shuffle(w, spatial, x_spatial):
-        choice = _merged_choice(plan, x, split, out, w, epilogue)
+        shape, target = _merged_shape(x, as_channels(split)), coarse(out, w)
+        pixels = dense.choose(plan, _point(x), shape, target, epilogue, merged=True)
+        channels = panel.choose(plan, _point(x), shape, target, epilogue, merged=True)
+        choice = pixels if channels is None or pixels.cycles < channels.cycles else channels
         if not _sparse_phases_win(plan, x, split, out, choice.cycles, epilogue):
             _emit_merged(node, plan, x, split, full_bias, out, w, epilogue, choice)
             return
@@ -152,13 +155,6 @@ def _merged_shape(x: Tensor, rows: np.ndarray[Any, Any]) -> Shape:
     return Shape(x.shape[0], groups, inputs, outputs, 1, math.prod(x.shape[2:]))
 
 
-def _merged_choice(
-    plan: Plan, x: Tensor, split: np.ndarray[Any, Any], out: Tensor, w: TransposedWindow, epilogue: Epilogue
-) -> dense.Choice:
-    shape = _merged_shape(x, as_channels(split))
-    return dense.choose(plan, _point(x), shape, coarse(out, w), epilogue, merged=True)
-
-
 def _sparse_phases_win(
     plan: Plan, x: Tensor, split: np.ndarray[Any, Any], out: Tensor, cycles: float, epilogue: Epilogue
 ) -> bool:
@@ -186,7 +182,7 @@ def _emit_merged(
     out: Tensor,
     w: TransposedWindow,
     epilogue: Epilogue,
-    choice: dense.Choice,
+    choice: dense.Choice | panel.Choice,
 ) -> None:
     """All phases as channels of one 1x1 convolution, which interleaves them as it stores."""
     rows = as_channels(split)
@@ -194,8 +190,11 @@ def _emit_merged(
     info = direct.describe(node, shape, rows, out, epilogue)
     merged = tuple(zip(w.strides[:-1], out.layout.strides[2:-1]))
     repeated = np.repeat(bias, math.prod(w.strides))
-    target = coarse(out, w)
-    dense_code.emit(plan, _point(x), shape, choice, rows, repeated, target, epilogue, info, merged=merged)
+    rest = rows, repeated, coarse(out, w), epilogue, info
+    if isinstance(choice, panel.Choice):
+        panel_code.emit(plan, _point(x), shape, choice, *rest, merged=merged)
+    else:
+        dense_code.emit(plan, _point(x), shape, choice, *rest, merged=merged)
 
 
 def phase_planes(plan: Plan, x: Tensor, shape: Sequence[int], dtype: np.dtype[Any]) -> Tensor:
