@@ -14,6 +14,7 @@ from support import EMIT_TARGETS, RUN_TARGETS, TARGETS, WIDTHS, check_node, few,
 from coresident.codegen.builder import Function, Value
 from coresident.codegen.integers import Dot
 from coresident.codegen.target import NAMED, Target
+from coresident.codegen.types import I32
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operator import evaluate
@@ -114,6 +115,53 @@ def test_channels_in_the_lanes(seed: int, held: bool, target: str, monkeypatch: 
     monkeypatch.setattr(integer_panel, "_choose", forced)
     node, feeds, constants = _case(seed)
     check_node(node, feeds, constants, target=target, threads=1 + seed % 2, tolerance=0)
+
+
+@pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("seed", few(range(800, 840), 10))
+def test_planes_by_themselves(seed: int, wide: bool, target: str) -> None:
+    """Long rows and short ones, kernels of several quads of taps and such that no load holds, weights that
+    fit a byte or not once their zero points are subtracted."""
+    rng = np.random.default_rng(seed)
+    rank = int(rng.choice([1, 2, 2, 2, 3]))
+    kernel = tuple(int(k) for k in rng.choice([1, 2, 3, 5, 7] if rank < 3 else [1, 2, 3], rank))
+    strides = tuple(int(s) for s in rng.choice([1, 1, 2, 3, 4], rank))
+    dilations = tuple(int(d) for d in rng.choice([1, 1, 2, 9], rank))
+    pads = tuple(int(p) for p in rng.integers(0, 3, 2 * rank))
+    drawn = rng.integers(1, 90 if rank < 3 else 20, rank)
+    spatial = tuple(max(int(s), (k - 1) * d + 1) for s, k, d in zip(drawn, kernel, dilations))
+    groups, each = int(rng.integers(2, 9)), int(rng.integers(1, 4))
+    x_type, w_type = rng.choice([np.uint8, np.int8]), rng.choice([np.uint8, np.int8]) if wide else np.int8
+    constants = {"w": _bytes(rng, w_type, (groups * each, 1, *kernel)), "xz": _bytes(rng, x_type, ())}
+    if wide:
+        constants["wz"] = _bytes(rng, w_type, (groups * each,))
+    attributes = {
+        "strides": strides,
+        "pads": pads,
+        "group": groups,
+        "dilations": dilations,
+        "kernel_shape": kernel,
+    }
+    names = ("x", "w", "xz", *(["wz"] if wide else []))
+    x = _bytes(rng, x_type, (2, groups, *spatial))
+    node = Node("ConvInteger", names, ("y",), attributes, "conv")
+    check_node(node, {"x": x}, constants, target=target, threads=1 + seed % 2, tolerance=0)
+
+
+@pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])
+def test_four_taps_are_multiplied_at_once(target: str) -> None:
+    x = np.zeros((1, 4, 9, 9), np.uint8)
+    attributes = {"group": 4, "kernel_shape": (3, 3)}
+    on = (RUN_TARGETS | WIDTHS)[target]
+    for dtype, zero in ((np.int8, 0), (np.uint8, 200)):
+        constants = {"w": np.full((4, 1, 3, 3), 3, dtype), "wz": np.array(zero, dtype)}
+        graph = graph_of(
+            [Node("ConvInteger", ("x", "w", "", "wz"), ("y",), attributes)], {"x": x}, ["y"], constants
+        )
+        kernels = " ".join(str(step.info.get("kernel")) for step in Planner(graph, on, 1).program().steps)
+        quads = on.lanes(I32) == 16 and on.has("avx512vbmi") and dtype == np.int8
+        assert ("depthwise, vpdpbusd" in kernels) == quads
 
 
 def _gather(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,9 @@
-"""Depthwise convolution of bytes: each plane by itself, two taps to a multiplication."""
+"""Depthwise convolution of bytes: each plane by itself, with lanes that hold neighbouring pixels.
+
+Where one instruction adds four products of bytes to a lane, and another puts the bytes of a vector into any
+order, a lane takes four taps of a row of the kernel at once (`_Quads`). Elsewhere bytes are widened, and a
+lane takes two taps (`_Words`).
+"""
 
 from __future__ import annotations
 
@@ -11,16 +16,24 @@ import numpy as np
 
 from coresident.codegen.builder import Function, Value, kernel, word
 from coresident.codegen.integers import Dot
+from coresident.codegen.target import Target
 from coresident.codegen.types import I8, I16, I32, I64
 from coresident.graph.graph import Node
-from coresident.kernels import cost, geometry
+from coresident.graph.operators.windows import Window
+from coresident.kernels import geometry
 from coresident.kernels.integer_epilogue import IntegerEpilogue, IntegerOutput
 from coresident.kernels.integer_strips import Places
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.vectors import pieces, share
 
-_MOST_VECTORS = 4
-"""Of a tile, each of as many pixels as words fit a register."""
+_MOST_SUMS = 8
+"""Vectors of sums of a tile."""
+
+QUAD = 4
+"""Taps that are multiplied at once."""
+
+_LOADED = 64
+"""Bytes that are put into another order at once."""
 
 
 @dataclass(frozen=True)
@@ -77,21 +90,25 @@ def emit(
         bias: [channels * multiplier] int32, with the correction for the input's zero point.
     """
     target = plan.target
-    lanes, words = target.lanes(I32), target.lanes(I16)
+    lanes = target.lanes(I32)
     batch, channels = out.shape[:2]
     multiplier = channels // node.get("group", 1)
     extras = tuple(t.layout for t in epilogue.tensors)
     w = geometry.window(node, plan.graph)
-    places = Places.of(w, source.layout, out.layout, extras, words)
     strides = source.layout.strides
-    taps = [sum(a * s for a, s in zip(position, strides[2:])) for position in places.positions]
-    machine = cost.Machine.of(target)
+    taps = _Taps.of(w, strides, source.dtype == np.int8)
+    way: _Quads | _Words = _Words(taps)
+    if _Quads.fits(target, taps, weights):
+        way = _Quads(taps)
+        start = bias.astype(np.int64) - taps.signed * 128 * weights.sum(axis=1, dtype=np.int64)
+        bias = start.astype(np.int32)
+    places = Places.of(w, source.layout, out.layout, extras, way.vectors * lanes)
 
     def cycles(vectors: int) -> float:
         t = _Tiles.of(places, vectors)
-        return len(t.table) * (len(taps) * t.vectors * 4.5 / machine.issue * 2 + 12 * t.vectors + 20)
+        return len(t.table) * ((way.cycles + 6 * way.vectors) * t.vectors + 20)
 
-    vectors = min(range(1, _MOST_VECTORS + 1), key=cycles)
+    vectors = min(range(1, _MOST_SUMS // way.vectors + 1), key=cycles)
     tiles = _Tiles.of(places, vectors)
     total = cycles(vectors) * batch * channels
     f = kernel(target, "conv_integer_depthwise")
@@ -100,7 +117,7 @@ def emit(
     masked = places.flat and any(map(any, out.layout.halo))
     mask = word(f, 5 + epilogue.words) if masked else None
     tensors = (out, *epilogue.tensors)
-    pairs = -(-len(taps) // 2)
+    packed = way.packed(weights)
     tasks = pieces(plan.threads, batch * channels, total)
     first, end = share(f, batch * channels, tasks)
     with f.loop(first, end) as unit:
@@ -120,106 +137,195 @@ def emit(
         )
         plane = f.offset(x, picture * strides[0] + (channel / multiplier) * strides[1])
         start = f.splat(f.load(I32, bias_at, channel), I32.by(lanes))
-        weight = f.offset(w_at, channel * pairs, I32)
+        weight = f.offset(w_at, channel * (packed.nbytes // (4 * channels)), I32)
         columns = tiles.table.shape[1]
         with f.loop(0, len(tiles.table)) as tile:
             at, *offsets = (f.convert(f.load(I32, table, tile * columns + i), I64) for i in range(columns))
-            signed = source.dtype == np.int8
-            here = f.offset(plane, at)
-            pixels = _Pixels(f, here, tiles.vectors, words, w.strides[-1] * strides[-1], signed)
-            sums = _sums(f, pixels, taps, weight, start)
-            output.prefetch(f, channel, 2 * tiles.vectors, offsets)
-            whole = 2 * (tiles.vectors - 1) + -(-tiles.last // lanes)
+            sums = way.sums(f, f.offset(plane, at), tiles.vectors, weight, start)
+            output.prefetch(f, channel, way.vectors * tiles.vectors, offsets)
+            whole = way.vectors * (tiles.vectors - 1) + -(-tiles.last // lanes)
             output.store(f, channel, sums[:whole], offsets, (tiles.last - 1) % lanes + 1)
     operands = [
         source.address,
         out.address,
         plan.constant(bias),
         plan.constant(tiles.table),
-        plan.constant(_packed(weights, pairs)),
+        plan.constant(packed),
         *epilogue.operands(plan),
     ]
     if masked:
-        length = int(tiles.table[:, 1].max()) + tiles.vectors * words
+        length = int(tiles.table[:, 1].max()) + tiles.vectors * way.vectors * lanes
         real = geometry.border_mask(out.layout.strides[2:], out.shape[2:], length)
         operands.append(plan.constant(real.astype(np.dtype(f"int{8 * out.dtype.itemsize}"))))
     flat = ", flat" if places.flat else ""
     details = {
         **info,
-        "kernel": "integer depthwise",
-        "tile": f"{tiles.vectors} vectors{flat}",
+        "kernel": f"integer depthwise, {way.name}",
+        "tile": f"{way.vectors * tiles.vectors} vectors{flat}",
         "estimated_cycles": total,
     }
     plan.step(f, operands, tasks, reads=[source, *epilogue.tensors], writes=[out], info=details)
 
 
-def _packed(weights: np.ndarray[Any, Any], pairs: int) -> np.ndarray[Any, Any]:
-    """[channels, pairs of taps, 2] int16."""
-    padded = np.zeros((len(weights), 2 * pairs), np.int16)
-    padded[:, : weights.shape[1]] = weights
-    return padded
-
-
 @dataclass(frozen=True)
-class _Pixels:
-    """What taps read of a tile.
+class _Taps:
+    """The taps of a kernel.
 
     Args:
-        at: address of the tile's first pixel.
-        vectors: of the tile.
-        words: pixels of a vector.
+        rows: elements from an output pixel to what each tap reads, row by row of the kernel.
         step: bytes from one pixel to the next.
         signed: whether bytes are.
     """
 
-    function: Function
-    at: Value
-    vectors: int
-    words: int
+    rows: tuple[tuple[int, ...], ...]
     step: int
     signed: bool
 
-    def tap(self, tap: int, v: int) -> Value:
-        """Vector `v` of what a tap reads, widened."""
-        f = self.function
-        kind = I8.by(self.words)
-        first = tap + v * self.words * self.step
-        if self.step == 1:
-            found = f.load(kind, self.at, first)
-        elif self.step == 2:
-            pair = [f.load(kind, self.at, first + half * self.words) for half in (0, 1)]
-            found = f.shuffle(pair[0], pair[1], range(0, 2 * self.words, 2))
+    @staticmethod
+    def of(w: Window, strides: Sequence[int], signed: bool) -> _Taps:
+        """Of a window on planes of [N, C, spatial...] with these strides."""
+        lines = itertools.product(*map(range, w.kernel[:-1]))
+        rows = tuple(
+            tuple(
+                sum(
+                    (i * d - b) * s
+                    for i, d, b, s in zip((*line, column), w.dilations, w.pads_begin, strides[2:])
+                )
+                for column in range(w.kernel[-1])
+            )
+            for line in lines
+        )
+        return _Taps(rows, w.strides[-1] * strides[-1], signed)
+
+
+@dataclass(frozen=True)
+class _Quads:
+    """Four taps of a row to a multiplication (vpdpbusd), brought together by a shuffle of what was loaded
+    (vpermb)."""
+
+    taps: _Taps
+    vectors: int = 1
+    """Of sums, that are made together."""
+    name: str = "vpdpbusd"
+
+    @staticmethod
+    def fits(target: Target, taps: _Taps, weights: np.ndarray[Any, Any]) -> bool:
+        """Whether the target has the instructions for bytes, weights are such, and a load holds what a row of
+        taps reads for a vector."""
+        lanes = target.lanes(I32)
+        has = Dot.of(target).name == "vpdpbusd" and 4 * lanes == _LOADED and target.has("avx512vbmi")
+        small = weights.min(initial=0) >= -128 and weights.max(initial=0) <= 127
+        reach = max(max(row) - min(row) for row in taps.rows)
+        return has and bool(small) and (lanes - 1) * taps.step + reach < _LOADED
+
+    @property
+    def cycles(self) -> float:
+        """For a vector."""
+        return 2.2 * sum(-(-len(row) // QUAD) for row in self.taps.rows)
+
+    def packed(self, weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """[channels, taps] as [channels, quads, 4] int8."""
+        parts, at = [], 0
+        for row in self.taps.rows:
+            padded = np.zeros((len(weights), -(-len(row) // QUAD) * QUAD), np.int8)
+            padded[:, : len(row)] = weights[:, at : at + len(row)]
+            parts.append(padded)
+            at += len(row)
+        return np.concatenate(parts, axis=1)
+
+    def sums(self, f: Function, at: Value, vectors: int, weights: Value, start: Value) -> list[Value]:
+        """Those of a tile that begins at an address."""
+        kind, step = start.type, self.taps.step
+        lanes, dot = kind.lanes, Dot.of(f.target)
+        totals, quad = [start] * vectors, 0
+        for row in self.taps.rows:
+            near, reach = min(row), max(row) - min(row)
+            together = 1 + (_LOADED - 1 - reach - (lanes - 1) * step) // (lanes * step)
+            together = -(-vectors // -(-vectors // together))
+            quads = [[tap - near for tap in row[i : i + QUAD]] for i in range(0, len(row), QUAD)]
+            held = [f.splat(f.load(I32, weights, quad + i), kind) for i in range(len(quads))]
+            for first in range(0, vectors, together):
+                some = range(first, min(first + together, vectors))
+                read = (len(some) * lanes - 1) * step + reach + 1
+                size = _LOADED // 2 if read <= _LOADED // 2 else _LOADED
+                loaded = f.load(I8.by(size), at, near + first * lanes * step)
+                if self.taps.signed:
+                    loaded = loaded ^ -128
+                for v, (taps, weight) in itertools.product(some, zip(quads, held)):
+                    places = [((v - first) * lanes + lane) * step for lane in range(lanes)]
+                    # The last quad's taps that are not there have weights of zero.
+                    order = [place + taps[min(i, len(taps) - 1)] for place in places for i in range(QUAD)]
+                    pixels = f.bitcast(f.shuffle(loaded, None, order), kind)
+                    totals[v] = dot.add(f, totals[v], [pixels], [weight])
+            quad += len(quads)
+        return totals
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Two taps to a multiplication, bytes widened."""
+
+    taps: _Taps
+    vectors: int = 2
+    """Of sums, that are made together."""
+    name: str = "vpmaddwd"
+
+    @property
+    def _flat(self) -> list[int]:
+        return [tap for row in self.taps.rows for tap in row]
+
+    @property
+    def cycles(self) -> float:
+        """For as many pixels as there are words in a vector."""
+        return 1.8 * len(self._flat)
+
+    def packed(self, weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """[channels, taps] as [channels, pairs of taps, 2] int16."""
+        padded = np.zeros((len(weights), weights.shape[1] + weights.shape[1] % 2), np.int16)
+        padded[:, : weights.shape[1]] = weights
+        return padded
+
+    def sums(self, f: Function, at: Value, vectors: int, weights: Value, start: Value) -> list[Value]:
+        """Those of a tile that begins at an address, two vectors for each of words."""
+        lanes, taps = start.type.lanes, self._flat
+        words = 2 * lanes
+        low, high = _halves(words)
+        dot = Dot("vpmaddwd", 2, False, 1, False, -255, 255)
+        totals = [[start, start] for _ in range(vectors)]
+        for k in range(0, len(taps), 2):
+            pair = f.splat(f.load(I32, weights, k // 2), start.type)
+            for v, total in enumerate(totals):
+                a = self._widened(f, at, taps[k] + v * words * self.taps.step, words)
+                b = f.constant(0, a.type)
+                if k + 1 < len(taps):
+                    b = self._widened(f, at, taps[k + 1] + v * words * self.taps.step, words)
+                for half, order in enumerate((low, high)):
+                    mixed = f.bitcast(f.shuffle(a, b, order), start.type)
+                    if f.target.arch == "x86_64":
+                        total[half] = dot.add(f, total[half], [mixed], [pair])
+                    else:
+                        total[half] = total[half] + _products(f, mixed, pair)
+        found = []
+        for one, other in totals:
+            # Lane i of the halves is this pixel of the vector.
+            place = {low[2 * i]: i for i in range(lanes)} | {high[2 * i]: lanes + i for i in range(lanes)}
+            for part in (range(lanes), range(lanes, words)):
+                found.append(f.shuffle(one, other, [place[pixel] for pixel in part]))
+        return found
+
+    def _widened(self, f: Function, at: Value, first: int, words: int) -> Value:
+        """A vector of pixels from some element on."""
+        kind, step = I8.by(words), self.taps.step
+        if step == 1:
+            found = f.load(kind, at, first)
+        elif step == 2:
+            pair = [f.load(kind, at, first + half * words) for half in (0, 1)]
+            found = f.shuffle(pair[0], pair[1], range(0, 2 * words, 2))
         else:
             found = f.constant(0, kind)
-            for lane in range(self.words):
-                found = f.insert(found, f.load(I8, self.at, first + lane * self.step), lane)
-        return f.convert(found, I16, signed=self.signed)
-
-
-def _sums(f: Function, pixels: _Pixels, taps: Sequence[int], weights: Value, start: Value) -> list[Value]:
-    """The sums of a tile, two vectors for each of words."""
-    lanes, words = start.type.lanes, pixels.words
-    low, high = _halves(words)
-    dot = Dot("vpmaddwd", 2, False, 1, False, -255, 255)
-    totals = [[start, start] for _ in range(pixels.vectors)]
-    for k in range(0, len(taps), 2):
-        pair = f.splat(f.load(I32, weights, k // 2), start.type)
-        for v, total in enumerate(totals):
-            a = pixels.tap(taps[k], v)
-            b = pixels.tap(taps[k + 1], v) if k + 1 < len(taps) else f.constant(0, a.type)
-            for half, order in enumerate((low, high)):
-                mixed = f.bitcast(f.shuffle(a, b, order), start.type)
-                if f.target.arch == "x86_64":
-                    total[half] = dot.add(f, total[half], [mixed], [pair])
-                else:
-                    total[half] = total[half] + _products(f, mixed, pair)
-    found = []
-    for first, second in totals:
-        # Lane i of the halves is this pixel of the vector.
-        place = {low[2 * i]: i for i in range(lanes)} | {high[2 * i]: lanes + i for i in range(lanes)}
-        for part in (range(lanes), range(lanes, 2 * lanes)):
-            found.append(f.shuffle(first, second, [place[pixel] for pixel in part]))
-    return found
+            for lane in range(words):
+                found = f.insert(found, f.load(I8, at, first + lane * step), lane)
+        return f.convert(found, I16, signed=self.taps.signed)
 
 
 def _halves(words: int) -> tuple[list[int], list[int]]:
