@@ -78,8 +78,8 @@ def emit(
             def weight(k: int) -> Value:
                 return f.splat(f.load(F32, w, channel * taps + k), vector)
 
-            if g.step == 1 and machine.loads == 1:
-                sums = _rows(f, g.taps, x, weight, sums)
+            if machine.loads == 1:
+                sums = _rows(f, g.taps, g.step, x, weight, sums)
             else:
                 pixels = {} if g.step == 1 else _every_other(f, g.taps, x, here.vectors, vector)
                 for k, tap in enumerate(g.taps):
@@ -102,15 +102,22 @@ def emit(
 
 
 def _rows(
-    f: Function, taps: Sequence[int], x: Value, weight: Callable[[int], Value], sums: Sequence[Value]
+    f: Function,
+    taps: Sequence[int],
+    step: int,
+    x: Value,
+    weight: Callable[[int], Value],
+    sums: Sequence[Value],
 ) -> list[Value]:
     """The sums plus the products of all taps.
 
-    Loads bind, half as long again where a vector lies in two lines, as most do. So of neighbouring taps every
-    other one comes out of what is loaded for the one before. (Two of three: no faster, since shuffles then
-    bind; for all vectors of a tile at once: slower, for lack of registers.)
+    Loads bind, half as long again where a vector lies in two lines, as most do. So where two taps of a row
+    read the same pixels but one, vectors of the second come out of those of the first. (Where a row of three
+    is loaded once: no faster, since shuffles then bind; for all vectors of a tile at once: slower, for lack
+    of registers.)
 
     Args:
+        step: elements from one pixel to the next, 1 or 2.
         weight: of the tap that is numbered so.
     """
     totals, vector, k = list(sums), sums[0].type, 0
@@ -118,25 +125,38 @@ def _rows(
         count = 1
         while k + count < len(taps) and taps[k + count] == taps[k] + count:
             count += 1
-
-        def loaded(tap: int, v: int) -> Value:
-            return f.load(vector, x, tap + v * vector.lanes)
-
         row, weights = taps[k : k + count], [weight(i) for i in range(k, k + count)]
-        now = {tap: loaded(tap, 0) for tap in row[::2]}
+        firsts = [tap for i, tap in enumerate(row) if i // step % 2 == 0]
+        now = _loaded(f, firsts, step, x, 0, vector)
         for v in range(len(totals)):
-            following = {tap: loaded(tap, v + 1) for tap in now} if v + 1 < len(totals) else {}
+            following = _loaded(f, firsts, step, x, v + 1, vector) if v + 1 < len(totals) else {}
             for tap, one in zip(row, weights):
                 if tap in now:
                     pixels = now[tap]
                 elif following:
-                    pixels = f.shuffle(now[tap - 1], following[tap - 1], range(1, 1 + vector.lanes))
+                    before = now[tap - step], following[tap - step]
+                    pixels = f.shuffle(*before, range(1, 1 + vector.lanes))
                 else:
-                    pixels = loaded(tap, v)
+                    pixels = _loaded(f, [tap], step, x, v, vector)[tap]
                 totals[v] = f.fma(pixels, one, totals[v])
             now = following
         k += count
     return totals
+
+
+def _loaded(f: Function, taps: Sequence[int], step: int, x: Value, v: int, vector: Type) -> dict[int, Value]:
+    """For each tap its vector `v`; where that is of every other pixel, neighbours come out of the same
+    loads."""
+    lanes = vector.lanes
+    if step == 1:
+        return {tap: f.load(vector, x, tap + v * lanes) for tap in taps}
+    found: dict[int, Value] = {}
+    for tap in taps:
+        if tap not in found:
+            pair = [f.load(vector, x, tap + (2 * v + half) * lanes) for half in (0, 1)]
+            found[tap] = f.shuffle(pair[0], pair[1], range(0, 2 * lanes, 2))
+            found[tap + 1] = f.shuffle(pair[0], pair[1], range(1, 2 * lanes, 2))
+    return {tap: found[tap] for tap in taps}
 
 
 def _every_other(
