@@ -12,6 +12,7 @@ from coresident.graph.graph import Node
 from coresident.kernels import depthwise, direct, geometry
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
+from coresident.kernels.head import Head
 from coresident.kernels.lowering import Plan, lowers
 
 
@@ -37,17 +38,24 @@ def convolution(node: Node, plan: Plan) -> None:
     groups = node.get("group", 1)
     outputs = weights.shape[0]
     taps = math.prod(weights.shape[2:])
-    out = plan.tensor(node.outputs[0])
-    if 0 in out.shape:
+    sizes = plan.graph.facts[node.outputs[0]].sizes
+    if 0 in sizes:
+        plan.tensor(node.outputs[0])
         return
     full_bias = np.zeros(outputs, np.float32) if bias is None else bias
-    epilogue = Epilogue.of(node, plan, 3)
-    shape = Shape(out.shape[0], groups, weights.shape[1], outputs // groups, taps, math.prod(out.shape[2:]))
-    info = direct.describe(node, shape, weights, out, epilogue)
+    shape = Shape(sizes[0], groups, weights.shape[1], outputs // groups, taps, math.prod(sizes[2:]))
+    split = weights.reshape(groups, outputs // groups, weights.shape[1], taps)
+    head = Head.behind(node, plan) if groups == 1 else None
+    if head is not None:
+        info = direct.describe(node, shape, weights, sizes, head.inner)
+        if direct.emit_with_head(plan, geometry.ways(node, plan), shape, split, full_bias, head, info):
+            plan.include(head.node)
+            return
+    out, epilogue = plan.tensor(node.outputs[0]), Epilogue.of(node, plan, 3)
+    info = direct.describe(node, shape, weights, sizes, epilogue)
     if geometry.is_depthwise(node, plan.graph):
         if info["sparsity"] > 0.3:
             info["why"].append("depthwise: a plane has too few products for skipping zeros to pay")
         depthwise.emit(node, plan, weights, full_bias, out, epilogue, info)
         return
-    split = weights.reshape(groups, outputs // groups, weights.shape[1], taps)
     direct.emit(plan, geometry.ways(node, plan), shape, split, full_bias, out, epilogue, info)

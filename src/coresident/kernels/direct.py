@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,17 +24,18 @@ from coresident.kernels import (
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import Geometry
+from coresident.kernels.head import Head
 from coresident.kernels.lowering import Plan, Tensor
 
 
 def describe(
-    node: Node, shape: Shape, weights: np.ndarray[Any, Any], out: Tensor, epilogue: Epilogue
+    node: Node, shape: Shape, weights: np.ndarray[Any, Any], sizes: Sequence[int], epilogue: Epilogue
 ) -> dict[str, Any]:
     """What `analyze` shows of a convolution, whichever kernel computes it."""
     nonzeros = int(np.count_nonzero(weights))
     return {
         "op": node.op,
-        "shape": list(out.shape),
+        "shape": list(sizes),
         "kernel_shape": list(weights.shape),
         "epilogue": epilogue.name,
         "macs": shape.macs,
@@ -81,27 +83,91 @@ def emit(
         info: of `describe`; gets the reason if many zeros are multiplied all the same.
         barrier: False if the next step does not depend on it.
     """
+    best = _best(plan, ways, shape, weights, out, epilogue, info)
+    best.geometry.prepare()
+    best.emit(weights, bias, out, epilogue, info, barrier)
+
+
+def emit_with_head(
+    plan: Plan,
+    ways: Sequence[Geometry],
+    shape: Shape,
+    weights: np.ndarray[Any, Any],
+    bias: np.ndarray[Any, Any],
+    head: Head,
+    info: dict[str, Any],
+) -> bool:
+    """Add one step for a convolution and its head, if the kernel that is fastest can do both.
+
+    Args:
+        ways, shape, weights, bias, info: of the convolution, as `emit` takes them.
+    """
+    out, epilogue = plan.tensor(head.node.outputs[0]), Epilogue.of(head.node, plan, 3)
+    best = _best(plan, ways, shape, weights, out, epilogue, {**info, "why": []})
+    if best.sparse is None:
+        return False
+    work = best.sparse.work(shape, plan.threads)
+    if work.row_parts > 1 or work.pieces:
+        return False
+    best.geometry.prepare()
+    macs = shape.batch * shape.pixels * head.weights.size
+    both = {
+        "macs": info["macs"] + macs,
+        "nonzero_macs": info["nonzero_macs"] + macs,
+        "nodes": [each.name or each.outputs[0] for each in (head.before, head.node)],
+        "epilogue": ", ".join(part for part in (head.inner.name, "1x1 Conv", epilogue.name) if part),
+    }
+    best.emit(weights, bias, out, epilogue, {**info, **both}, head=head)
+    return True
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A way to compute it.
+
+    Args:
+        cycles: that it should take.
+        geometry: how the input is read.
+        emit: adds the step.
+        sparse: the choice, if zeros are skipped.
+    """
+
+    cycles: float
+    geometry: Geometry
+    emit: Emit
+    sparse: sparse.Choice | None = None
+
+
+def _best(
+    plan: Plan,
+    ways: Sequence[Geometry],
+    shape: Shape,
+    weights: np.ndarray[Any, Any],
+    out: Tensor,
+    epilogue: Epilogue,
+    info: dict[str, Any],
+) -> _Way:
+    """What should be fastest; `info` gets the reason if many zeros are multiplied all the same."""
     skips = plan.sparse and np.count_nonzero(weights) < weights.size
-    without: list[tuple[float, Geometry, Emit]] = []
-    skipping: list[tuple[float, Geometry, Emit]] = []
+    without: list[_Way] = []
+    skipping: list[_Way] = []
     for g in ways:
         copy = cost.copy(cost.Machine.of(plan.target), g.copied)
-        without += [(copy + cycles, g, way) for cycles, way in _dense(plan, g, shape, out, epilogue)]
+        without += [_Way(copy + cycles, g, way) for cycles, way in _dense(plan, g, shape, out, epilogue)]
         choice = sparse.choose(plan, g, shape, weights, out, epilogue) if skips else None
         if choice is not None:
-            skipping.append((copy + choice.cycles, g, partial(sparse_code.emit, plan, g, shape, choice)))
+            code = partial(sparse_code.emit, plan, g, shape, choice)
+            skipping.append(_Way(copy + choice.cycles, g, code, choice))
     best = min(without, key=_cycles)
     if skipping:
         rival = min(skipping, key=_cycles)
-        if rival[0] < best[0]:
-            best = rival
-        elif info["sparsity"] > 0.3:
-            zeros = f"{info['sparsity']:.0%} zeros"
-            info["why"].append(f"dense: skipping {zeros} would take {rival[0] / best[0]:.2f} times as long")
-    _, g, way = best
-    g.prepare()
-    way(weights, bias, out, epilogue, info, barrier)
+        if rival.cycles < best.cycles:
+            return rival
+        if info["sparsity"] > 0.3:
+            zeros, slower = f"{info['sparsity']:.0%} zeros", rival.cycles / best.cycles
+            info["why"].append(f"dense: skipping {zeros} would take {slower:.2f} times as long")
+    return best
 
 
-def _cycles(way: tuple[float, Geometry, Emit]) -> float:
-    return way[0]
+def _cycles(way: _Way) -> float:
+    return way.cycles

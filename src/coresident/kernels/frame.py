@@ -353,28 +353,27 @@ class Sums:
 
     def finish(self, totals: Sequence[Sequence[Value]]) -> None:
         """Store the results, or let the sums wait for the next block."""
-        f, here = self.frame.function, self.here
-
-        def store() -> None:
-            output = self.frame.output
-            if output.merged is not None:
-                for r in range(0, len(totals), 2):
-                    output.store_merged(f, self.channels[r], totals[r : r + 2], here.offsets, here.last)
-                return
-            for channel, row in zip(self.channels, totals):
-                segments = self._brought_together(row)
-                for piece in here.pieces(self.frame.vector.lanes):
-                    held = segments[piece.segment][piece.index : piece.index + piece.vectors]
-                    output.store(f, channel, held, piece.offsets, piece.last)
-
+        f = self.frame.function
         if self.blocks == 1:
-            store()
+            self._store(totals)
             return
         with f.either(self.block.equals(self.blocks - 1)) as otherwise:
-            store()
+            self._store(totals)
             with otherwise():
                 for i, total in enumerate(v for row in totals for v in row):
                     f.store(total, self.waiting, i * self.frame.vector.lanes)
+
+    def _store(self, totals: Sequence[Sequence[Value]]) -> None:
+        f, here, output = self.frame.function, self.here, self.frame.output
+        if output.merged is not None:
+            for r in range(0, len(totals), 2):
+                output.store_merged(f, self.channels[r], totals[r : r + 2], here.offsets, here.last)
+            return
+        for channel, row in zip(self.channels, totals):
+            segments = self._brought_together(row)
+            for piece in here.pieces(self.frame.vector.lanes):
+                held = segments[piece.segment][piece.index : piece.index + piece.vectors]
+                output.store(f, channel, held, piece.offsets, piece.last)
 
     def _brought_together(self, row: Sequence[Value]) -> list[list[Value]]:
         """The sums of each segment, neighbouring pixels in neighbouring lanes; as they are without any."""

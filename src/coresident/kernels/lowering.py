@@ -106,6 +106,12 @@ class Plan(Protocol):
     def temporary(self, layout: Layout, dtype: np.dtype[Any] | type) -> Tensor:
         """A tensor that lives between the steps of one lowering."""
 
+    def reader(self, name: str) -> Node | None:
+        """The only node that reads a value; None where there are several, or the value is an output."""
+
+    def include(self, node: Node) -> None:
+        """Say that the lowering of another node does this one's work: it will not be lowered itself."""
+
     def constant(self, array: np.ndarray[Any, Any]) -> Address:
         """Put packed weights or a table into the constants (64-byte aligned)."""
 

@@ -14,6 +14,7 @@ from coresident.kernels import frame as frames
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Frame, Here, Shape, Sums
 from coresident.kernels.geometry import Geometry
+from coresident.kernels.head import Head, HeadSums
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.sparse import UNROLL, Choice, pack
 from coresident.kernels.sparse_segments import Packing
@@ -31,6 +32,7 @@ class _Code:
         rows: address of the group's rows, part after part and in it block after block: (first output channel,
             nonzeros) as int32.
         row_lines: cache lines that a row takes in the stream, on average.
+        head: that adds the results up instead of having them stored, with addresses of its weights and bias.
     """
 
     frame: Frame
@@ -42,6 +44,7 @@ class _Code:
     starts: Value
     rows: Value
     row_lines: int
+    head: tuple[Head, Value, Value] | None
 
     @property
     def packed(self) -> int:
@@ -77,6 +80,7 @@ class _Code:
             step: of the tile.
         """
         f, part = self.frame.function, self.frame.part
+        self._begin_head(here)
         with f.loop(0, self.blocks) as block:
             first_channel = block * self.choice.block
             channels = f.minimum(-first_channel + self.shape.inputs, self.choice.block)
@@ -88,6 +92,48 @@ class _Code:
                     self._rows(here, packed, block, rows, ahead, ahead_channels)
             else:
                 self._rows(here, packed, block, part.row_part, ahead, ahead_channels)
+        self._end_head(here)
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of scratch for sums that wait between blocks."""
+        if self.blocks == 1:
+            return 0
+        return self.frame.work.most_rows * self.choice.shared * self._tile_bytes
+
+    @property
+    def head_bytes(self) -> int:
+        """Of scratch for what a head adds up."""
+        return 0 if self.head is None else len(self.head[0].bias) * self._tile_bytes
+
+    @property
+    def _tile_bytes(self) -> int:
+        tiles = self.choice.tiles
+        return max(tiles.vectors, tiles.rest_vectors) * self.frame.vector.bytes
+
+    @property
+    def _added(self) -> Value:
+        return self.frame.function.offset(self.frame.function["scratch"], 4 * self.packed + self.waiting)
+
+    def _begin_head(self, here: Here) -> None:
+        """What a head has added is its bias at first."""
+        if self.head is None:
+            return
+        f, vector, (head, _, bias) = self.frame.function, self.frame.vector, self.head
+        for output in range(len(head.bias)):
+            start = f.splat(f.load(F32, bias, output), vector)
+            for v in range(here.vectors):
+                f.store(start, self._added, (output * here.vectors + v) * vector.lanes)
+
+    def _end_head(self, here: Here) -> None:
+        """Store what a head has added."""
+        if self.head is None:
+            return
+        f, vector, added = self.frame.function, self.frame.vector, self._added
+        for output in range(len(self.head[0].bias)):
+            first = output * here.vectors
+            row = [f.load(vector, added, (first + v) * vector.lanes) for v in range(here.vectors)]
+            Sums(self.frame, here, [f.constant(output, I64)], f.constant(0, I64), 1, added).finish([row])
 
     def _rows(
         self, here: Here, packed: Value, block: Value, part: Value, ahead: Value, ahead_channels: Value | int
@@ -162,6 +208,9 @@ class _Code:
         waiting = f.offset(f["scratch"], place + self.packed, F32)
         channels = [frame.channel_base + channel + s for s in range(self.choice.shared)]
         sums = Sums(frame, here, channels, block, self.blocks, waiting)
+        if self.head is not None:
+            head, weights, _ = self.head
+            sums = HeadSums(frame, here, channels, block, self.blocks, waiting, head, weights, self._added)
         totals = [[f.var(value) for value in row] for row in sums.start()]
         source = here.x if self.choice.packing is None else packed
         self._nonzeros(source, position, nonzeros, totals)
@@ -252,6 +301,7 @@ def emit(
     epilogue: Epilogue,
     info: dict[str, Any],
     barrier: bool = True,
+    head: Head | None = None,
 ) -> None:
     """Add the convolution's step.
 
@@ -259,6 +309,7 @@ def emit(
         weights: [groups, outputs, inputs, taps] float32.
         bias: [groups * outputs] float32.
         barrier: False if the next step does not depend on it.
+        head: whose output `out` is, and whose the epilogue; a task then has all rows.
     """
     f = kernel(plan.target, "conv_sparse")
     t, shared = choice.tiles, choice.shared
@@ -268,6 +319,7 @@ def emit(
     _, parts, blocks = packed.starts.shape
     frame = Frame.open(f, g, shape, t, work, out, epilogue)
     stream, rows, starts = (word(f, frame.words + i) for i in range(3))
+    adding = None if head is None else (head, word(f, frame.words + 3), word(f, frame.words + 4))
     code = _Code(
         frame,
         g,
@@ -278,15 +330,16 @@ def emit(
         f.offset(starts, frame.group * (parts * blocks), I64),
         f.offset(rows, frame.group * (row_count * 2 * blocks), I32),
         -(-packed.stream.nbytes // (64 * len(packed.rows))),
+        adding,
     )
-    waiting = work.most_rows * shared * max(t.vectors, t.rest_vectors) * frame.vector.bytes
-    plan.scratch(4 * code.packed + (waiting if blocks > 1 else 0))
+    plan.scratch(4 * code.packed + code.waiting + code.head_bytes)
     frame.each_tile(code.tile)
     operands = [
         *frames.operands(plan, g, t, out, epilogue, plan.constant(bias.astype(np.float32)), work),
         plan.constant(packed.stream),
         plan.constant(packed.rows),
         plan.constant(packed.starts),
+        *(plan.constant(array) for array in ((head.weights, head.bias) if head is not None else ())),
     ]
     details = {
         **info,

@@ -72,7 +72,7 @@ def transposed(node: Node, plan: Plan) -> None:
         taps = tuple(sum(t * s for t, s in zip(place, x.layout.strides[2:])) for place in positions)
         g = Geometry(x, taps, x.layout.strides[0], x.layout.strides[1], x.layout.strides[2:])
         shape = Shape(out.shape[0], groups, inputs, per_group, part.shape[-1], math.prod(sizes))
-        info = direct.describe(node, shape, part, out, epilogue)
+        info = direct.describe(node, shape, part, out.shape, epilogue)
         last, target = index == len(phases) - 1, phase_view(planes, index)
         direct.emit(plan, [g], shape, part, full_bias, target, epilogue, info, barrier=last)
     interleave(plan, planes, out, w.strides, phases)
@@ -187,7 +187,7 @@ def _emit_merged(
     """All phases as channels of one 1x1 convolution, which interleaves them as it stores."""
     rows = as_channels(split)
     shape = _merged_shape(x, rows)
-    info = direct.describe(node, shape, rows, out, epilogue)
+    info = direct.describe(node, shape, rows, out.shape, epilogue)
     merged = tuple(zip(w.strides[:-1], out.layout.strides[2:-1]))
     repeated = np.repeat(bias, math.prod(w.strides))
     rest = rows, repeated, coarse(out, w), epilogue, info

@@ -16,7 +16,7 @@ from coresident.codegen.builder import Function
 from coresident.codegen.compilation import Compilation
 from coresident.codegen.target import Target
 from coresident.errors import Error, UnsupportedModel
-from coresident.graph.graph import Fact, Graph
+from coresident.graph.graph import Fact, Graph, Node
 from coresident.kernels import movement
 from coresident.kernels.families import FAMILIES
 from coresident.kernels.layout import Layout
@@ -94,6 +94,8 @@ class Planner:
         self._code = Compilation(target, cpu.usable_cores().count, kernels)
         self._steps: list[tuple[str, tuple[Operand, ...], int, bool, dict[str, Any]]] = []
         self._once: set[int] = set()
+        self._readers = graph.consumers()
+        self._included: set[str] = set()
         self._over: list[tuple[int, int, int]] = []
         self._scratch = 0
         self._node, self._op = "", ""
@@ -171,6 +173,13 @@ class Planner:
             return False
         self._tensors[name] = replace(tensor, name=name)
         return True
+
+    def reader(self, name: str) -> Node | None:
+        readers = self._readers.get(name, ())
+        return readers[0] if len(readers) == 1 and name not in self.graph.outputs else None
+
+    def include(self, node: Node) -> None:
+        self._included.add(node.outputs[0])
 
     def temporary(self, layout: Layout, dtype: np.dtype[Any] | type) -> Tensor:
         kind = np.dtype(dtype)
@@ -291,6 +300,8 @@ class Planner:
     def _lower(self) -> None:
         _check_kernels(self.graph)
         for node in self.graph.nodes:
+            if node.outputs[0] in self._included:
+                continue
             self._node, self._op = node.name or node.outputs[0], node.op
             self._remark = self._remarks.get(node.outputs[0], "")
             try:
