@@ -292,6 +292,10 @@ def _segmented(seed: int) -> tuple[Node, dict[str, Array], dict[str, Array]]:
     dilations = tuple(int(d) for d in rng.choice([1, 1, 2], rank))
     long = kernel[-1] > 5 or rng.random() < 0.4
     columns = int(rng.integers(72, 200) if long else rng.choice([14, 18, 24, 28, 32, 43, 50]))
+    strides = (1,) * rank
+    if rank == 2 and rng.random() < 0.5:
+        strides = tuple(int(s) for s in rng.choice([[2, 2], [1, 2], [2, 1], [3, 2]]))
+        columns = columns * strides[1] + int(rng.integers(-1, 2))
     spatial = (*rng.integers(7, 20 if rank == 2 else 9, rank - 1), columns)
     pads = tuple(int(p) for p in rng.integers(0, 3, 2 * rank))
     group = int(rng.choice([1, 1, 2]))
@@ -301,13 +305,19 @@ def _segmented(seed: int) -> tuple[Node, dict[str, Array], dict[str, Array]]:
     w[rng.random(w.shape) < rng.choice([0.0, 0.6, 0.9])] = 0
     constants = {"w": w, "xz": _bytes(rng, x_type, ())}
     names = ("x", "w", "xz")
-    attributes = {"pads": pads, "group": group, "dilations": dilations, "kernel_shape": kernel}
+    attributes = {
+        "pads": pads,
+        "group": group,
+        "dilations": dilations,
+        "kernel_shape": kernel,
+        "strides": strides,
+    }
     x = _bytes(rng, x_type, (int(rng.integers(1, 3)), inputs, *spatial))
     return Node("ConvInteger", names, ("y",), attributes, "conv"), {"x": x}, constants
 
 
 @pytest.mark.parametrize("target", [*TARGETS, "16 lanes"])
-@pytest.mark.parametrize("seed", few(range(400, 430), 10))
+@pytest.mark.parametrize("seed", few(range(400, 440), 14))
 def test_segments_of_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ways = _in_segments(monkeypatch)
     node, feeds, constants = _segmented(seed)

@@ -224,7 +224,8 @@ class IntegerFrame:
         for first in range(0, segments.groups, GROUP):
             held = min(segments.groups - first, GROUP)
             if spread.rows == 1:
-                rows = [[self._pixels(channel, sources[0] + first, pitch)] for channel in channels]
+                start = sources[0] + first * self.strips.step
+                rows = [[self._pixels(channel, start, pitch)] for channel in channels]
             order = spread.lanes(range(held) if spread.rows == 1 else range(first, first + held), pitch)
             spread_out = [spread_over(f, of_channel, order) for of_channel in rows]
             # A power of two at a time: the groups beyond a segment are few.

@@ -4,55 +4,65 @@ packed, by one instruction, and results brought together by the one that orders 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 
 from coresident.kernels.integer_strips import Places, Strips, evenly, odd_lines
 from coresident.kernels.spread import GROUP, Spread, segments, spreads, starts_of
+from coresident.kernels.strides import Phases
 
 SIDE_BY_SIDE = 4
 """Tiles of a strip at most: what is packed of a row is then long enough for prefetchers."""
 
 
 def segment_strips(p: Places, vectors: int, elements: int) -> list[Strips]:
-    """Ways to cut into tiles of so many vectors that consist of segments; none where pixels are not side by
-    side.
+    """Ways to cut into tiles of so many vectors that consist of segments; none where pixels are further apart
+    than every other one. What a convolution with strides reads is packed phase by phase.
 
     Args:
         elements: of the input channels.
     """
     side_by_side = all(strides[-1] == 1 for strides in (p.source.strides, *p.columns))
-    if len(p.out.shape) < 4 or p.lanes % GROUP or not side_by_side or any(step != 1 for step in p.steps):
+    if len(p.out.shape) < 4 or p.lanes % GROUP or not side_by_side:
         return []
+    if p.steps[-1] > 2 or (len(p.steps) > 2 and any(step != 1 for step in p.steps)):
+        return []
+    down, across = (Phases.of((a[d] for a in p.positions), p.steps[d]) for d in (-2, -1))
     found = []
-    for spread in spreads(p.out.shape[-1], _span([a[-1] for a in p.positions])):
-        down, rest = divmod(vectors * p.lanes, spread.width * GROUP)
-        if not rest and down and spread.fits(down, p.out.shape[-2]):
-            found.append(_strips(p, spread, down, elements))
+    for spread in spreads(p.out.shape[-1], max(across.extents)):
+        below, rest = divmod(vectors * p.lanes, spread.width * GROUP)
+        if not rest and below and spread.fits(below, p.out.shape[-2]):
+            found.append(_strips(p, spread, below, down, across, elements))
     return found
 
 
-def _span(positions: list[int]) -> int:
-    return max(positions) - min(positions)
-
-
-def _strips(p: Places, spread: Spread, down: int, elements: int) -> Strips:
-    """Tiles of `down` segments below each other, and strips of tiles side by side. What a tile reads lies
+def _strips(p: Places, spread: Spread, below: int, down: Phases, across: Phases, elements: int) -> Strips:
+    """Tiles of `below` segments below each other, and strips of tiles side by side. What a tile reads lies
     together, so that its lines spread over all cache sets."""
     spatial, strides = p.out.shape[2:], p.source.strides[2:]
     height, columns = spatial[-2:]
-    left, right = min(a[-1] for a in p.positions), max(a[-1] for a in p.positions)
-    top, bottom = min(a[-2] for a in p.positions), max(a[-2] for a in p.positions)
-    groups = spread.width + right - left
+    groups = spread.width + max(across.extents)
     lefts = starts_of(columns, spread.pixels)
     pieces = evenly(len(lefts), SIDE_BY_SIDE)
-    rows, pitch = down + bottom - top, groups * GROUP
+    pitch = across.count * groups * GROUP
+    # Packed: outer taps, phases of rows, rows, phases of columns, groups.
+    rows = [below + extent for extent in down.extents]
+    before = [sum(rows[:i]) for i in range(len(rows) + 1)]
     outer = sorted({a[:-2] for a in p.positions})
-    base = {tap: i * rows * pitch for i, tap in enumerate(outer)}
-    span = odd_lines(len(outer) * rows * pitch)
-    taps = tuple(base[a[:-2]] + (a[-2] - top) * pitch + (a[-1] - left) * GROUP for a in p.positions)
-    # Rows of lanes below the picture's last read what the last one does, and are not written.
-    last = height - 1 + bottom
+    span = odd_lines(len(outer) * before[-1] * pitch)
+    taps = []
+    for a in p.positions:
+        (row_phase, row), (column_phase, column) = down.place(a[-2]), across.place(a[-1])
+        line = outer.index(a[:-2]) * before[-1] + before[row_phase] + row
+        taps.append(line * pitch + (column_phase * groups + column) * GROUP)
+
+    def lines(tap: tuple[int, ...], phase: int, row: int) -> list[int]:
+        """Elements from a strip's first pixel to a packed row's, in each of its rows of lanes: those below
+        the picture's last read what the last one does, and are not written."""
+        start = sum(t * s for t, s in zip(tap, strides)) + down.firsts[phase] * strides[-2]
+        last = height - 1 + down.extents[phase]
+        return [start + min(lane + row, last) * p.steps[-2] * strides[-2] for lane in spread.tops(below)]
 
     runs: list[tuple[int, ...]] = []
     of_pieces: dict[tuple[int, ...], tuple[int, int]] = {}
@@ -62,41 +72,43 @@ def _strips(p: Places, spread: Spread, down: int, elements: int) -> Strips:
     for index in itertools.product(*map(range, spatial[:-2])):
         plane = sum(i * s for i, s in zip(index, strides))
         places = [sum(a * b for a, b in zip(index, c)) for c in p.columns]
-        tops = starts_of(height, spread.rows * down)
+        tops = starts_of(height, spread.rows * below)
         for above, first in itertools.product(tops, range(0, len(lefts), pieces)):
             here = lefts[first : first + pieces]
             # Relative to the strip's first pixel, so that strips alike share them.
             apart = tuple(one - here[0] for one in here)
             if apart not in of_pieces:
                 begin = len(runs)
-                for tap, row in itertools.product(outer, range(rows)):
-                    at = sum(t * s for t, s in zip(tap, strides)) + left
-                    lines = [at + min(lane + row + top, last) * strides[-2] for lane in spread.tops(down)]
-                    for number, one in enumerate(apart):
-                        place = number * elements * span + base[tap] + row * pitch
-                        read = [line + one for line in lines]
-                        runs.append((read[0], place, spread.pixels + right - left, *read[1:]))
+                for (i, tap), phase in itertools.product(enumerate(outer), range(down.count)):
+                    for row, number in itertools.product(range(rows[phase]), range(len(apart))):
+                        line = (i * before[-1] + before[phase] + row) * pitch
+                        for column, left in enumerate(across.firsts):
+                            moved = left + apart[number] * p.steps[-1]
+                            read = [at + moved for at in lines(tap, phase, row)]
+                            place = number * elements * span + line + column * groups * GROUP
+                            runs.append((read[0], place, spread.pixels + max(across.extents), *read[1:]))
                 of_pieces[apart] = begin, len(runs)
             begin = len(tiles)
             for number, one in enumerate(here):
                 written = (q + above * c[-2] + one for q, c in zip(places, p.columns))
                 tiles.append((number * elements * span, *written))
             first_run, end_run = of_pieces[apart]
-            offset = plane + above * strides[-2] + here[0]
+            offset = plane + above * p.steps[-2] * strides[-2] + here[0] * p.steps[-1]
             strips.append((first_run, end_run, begin, len(tiles), offset))
             packed += (end_run - first_run) * groups * GROUP
-    of_tile = segments(spread, down, groups, p.lanes, spatial[-2:], [c[-2] for c in p.columns])
+    moves = [c[-2] for c in p.columns]
+    of_tile = segments(spread, below, across.count * groups, p.lanes, spatial[-2:], moves)
     return Strips(
         np.array(runs, np.int32),
         np.array(strips, np.int32),
         np.array(tiles, np.int32),
-        taps,
+        tuple(taps),
         span,
-        1,
+        p.steps[-1],
         len(of_tile.reads),
         p.lanes,
         False,
         packed,
-        of_tile,
+        replace(of_tile, groups=groups),
         pieces,
     )

@@ -9,7 +9,6 @@ otherwise each row has tiles of its own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from coresident.graph.operators.windows import Window
 from coresident.kernels.layout import Layout
 from coresident.kernels.spread import Segments, starts_of
+from coresident.kernels.strides import Phases
 
 ALIGNMENT = 16
 """Pixels of a cache line of quads."""
@@ -180,26 +180,6 @@ def _in_order(values: np.ndarray[Any, Any]) -> tuple[list[int], np.ndarray[Any, 
     return [int(value) for value in distinct[order]], rank[inverse]
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """One dimension's taps: phases that occur, and of each the quotients that it spans."""
-
-    phases: tuple[int, ...]
-    low: dict[int, int]
-    high: dict[int, int]
-
-    @staticmethod
-    def of(positions: Sequence[int], stride: int) -> _Axis:
-        quotients: dict[int, list[int]] = {}
-        for a in positions:
-            quotients.setdefault(a % stride, []).append(a // stride)
-        phases = tuple(sorted(quotients))
-        return _Axis(phases, {p: min(quotients[p]) for p in phases}, {p: max(quotients[p]) for p in phases})
-
-    def extent(self, phase: int) -> int:
-        return self.high[phase] - self.low[phase]
-
-
 def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
     """Tiles that cross row ends where the input is packed with the gaps of the output, phase by phase.
 
@@ -216,8 +196,8 @@ def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
     if any(c[-2:] != p.out.strides[-2:] for c in p.columns):
         return None
     strides, positions = p.source.strides[2:], p.positions
-    across, down = (_Axis.of([a[d] for a in positions], p.steps[d]) for d in (-1, -2))
-    if any(spatial[-1] + across.extent(phase) > pitch for phase in across.phases):
+    across, down = (Phases.of([a[d] for a in positions], p.steps[d]) for d in (-1, -2))
+    if any(spatial[-1] + across.extent(phase) > pitch for phase in across.spans):
         return None
     length = -(-((spatial[-2] - 1) * pitch + spatial[-1]) // p.lanes) * p.lanes
     if rank > 2 and length > p.out.strides[-3]:
@@ -237,14 +217,14 @@ def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
     outer = sorted({a[:-2] for a in positions})
     base: dict[tuple[tuple[int, ...], int, int], int] = {}
     at = 0
-    for key in itertools.product(outer, down.phases, across.phases):
+    for key in itertools.product(outer, down.spans, across.spans):
         base[key] = at
         # The last row is followed by what a tile reads beyond it, the first one by what aligns the tile.
         at += -(-((most + down.extent(key[1])) * pitch + width + p.lanes - 1) // p.lanes) * p.lanes
     taps = tuple(
         base[a[:-2], a[-2] % p.steps[-2], a[-1] % p.steps[-1]]
-        + (a[-2] // p.steps[-2] - down.low[a[-2] % p.steps[-2]]) * pitch
-        + (a[-1] // p.steps[-1] - across.low[a[-1] % p.steps[-1]])
+        + (a[-2] // p.steps[-2] - down.spans[a[-2] % p.steps[-2]][0]) * pitch
+        + (a[-1] // p.steps[-1] - across.spans[a[-1] % p.steps[-1]][0])
         for a in positions
     )
     runs: list[tuple[int, int, int]] = []
@@ -265,9 +245,9 @@ def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
                 begin = len(runs)
                 for (tap, phase, column), place in base.items():
                     line = sum(t * s for t, s in zip(tap, strides))
-                    left = (across.low[column] * p.steps[-1] + column) * strides[-1]
+                    left = across.first(column) * strides[-1]
                     for row in range(count + down.extent(phase)):
-                        above = ((row + down.low[phase]) * p.steps[-2] + phase) * strides[-2]
+                        above = ((row + down.spans[phase][0]) * p.steps[-2] + phase) * strides[-2]
                         runs.append(
                             (
                                 line + above + left,
@@ -314,8 +294,8 @@ def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
     pieces = len(starts) if rows > 1 else min(pieces, len(starts))
     rows = evenly(height, rows)
     positions = p.positions
-    across = _Axis.of([a[-1] for a in positions], p.steps[-1])
-    down = _Axis.of([a[-2] if rank > 1 else 0 for a in positions], row_step)
+    across = Phases.of([a[-1] for a in positions], p.steps[-1])
+    down = Phases.of([a[-2] if rank > 1 else 0 for a in positions], row_step)
     outer = sorted({a[:-2] for a in positions})
     widest = max(
         starts[min(first + pieces, len(starts)) - 1] + width - starts[first]
@@ -323,21 +303,22 @@ def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
     )
     # Packed: outer taps, phases of rows, rows, phases of columns, columns.
     at, column_base = 0, {}
-    for phase in across.phases:
+    for phase in across.spans:
         column_base[phase] = at
         at += -(-(widest + across.extent(phase)) // p.lanes) * p.lanes
     pitch, at = at, 0
     row_base: dict[tuple[tuple[int, ...], int], int] = {}
     for tap in outer:
-        for phase in down.phases:
+        for phase in down.spans:
             row_base[tap, phase] = at
             at += (rows + down.extent(phase)) * pitch
     taps = tuple(
         row_base[a[:-2], (a[-2] if rank > 1 else 0) % row_step]
-        + ((a[-2] if rank > 1 else 0) // row_step - down.low[(a[-2] if rank > 1 else 0) % row_step]) * pitch
+        + ((a[-2] if rank > 1 else 0) // row_step - down.spans[(a[-2] if rank > 1 else 0) % row_step][0])
+        * pitch
         + column_base[a[-1] % p.steps[-1]]
         + a[-1] // p.steps[-1]
-        - across.low[a[-1] % p.steps[-1]]
+        - across.spans[a[-1] % p.steps[-1]][0]
         for a in positions
     )
 
@@ -346,9 +327,9 @@ def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
         for (tap, phase), base in row_base.items():
             plane = sum(t * s for t, s in zip(tap, strides))
             for row in range(count + down.extent(phase)):
-                line = plane + ((row + down.low[phase]) * row_step + phase) * row_stride
-                for column in across.phases:
-                    first = (across.low[column] * p.steps[-1] + column) * strides[-1]
+                line = plane + ((row + down.spans[phase][0]) * row_step + phase) * row_stride
+                for column in across.spans:
+                    first = across.first(column) * strides[-1]
                     place = base + row * pitch + column_base[column]
                     found.append((line + first, place, covered + across.extent(column)))
         return found

@@ -12,7 +12,7 @@ what it has packed stays in the scratch: each step packs only the planes that th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,7 @@ from coresident.kernels.spread import (
     starts_of,
     transposed,
 )
+from coresident.kernels.strides import Phases
 
 STEPS = (1, 2, 4, 8, 16)
 """Steps of a tile worth trying."""
@@ -182,41 +183,6 @@ class Packing:
                 f.prefetch(plane, 4 * (start + at), near=near)
 
 
-@dataclass(frozen=True)
-class _Phases:
-    """The taps of one dimension, by phase of its stride: which there are, and between which quotients.
-
-    Args:
-        stride: of the dimension.
-        spans: of each phase, its least and greatest quotient.
-    """
-
-    stride: int
-    spans: dict[int, tuple[int, int]]
-
-    @staticmethod
-    def of(positions: Iterable[int], stride: int) -> _Phases:
-        found: dict[int, list[int]] = {}
-        for a in positions:
-            found.setdefault(a % stride, []).append(a // stride)
-        return _Phases(stride, {phase: (min(found[phase]), max(found[phase])) for phase in sorted(found)})
-
-    @property
-    def extents(self) -> list[int]:
-        """Of each phase, how many pixels it reads beyond the first."""
-        return [high - low for low, high in self.spans.values()]
-
-    @property
-    def firsts(self) -> list[int]:
-        """Of each phase, the first position that it reads."""
-        return [low * self.stride + phase for phase, (low, _) in self.spans.items()]
-
-    def place(self, position: int) -> tuple[int, int]:
-        """Which of the phases a tap is in, and how many pixels after its first."""
-        phase = position % self.stride
-        return list(self.spans).index(phase), position // self.stride - self.spans[phase][0]
-
-
 def cuts(
     g: Geometry, out: Layout, extras: Sequence[Layout], lanes: int, most: int
 ) -> list[tuple[Tiles, Packing]]:
@@ -228,7 +194,7 @@ def cuts(
         return []
     if not g.positions or g.planes or g.pixels[-1] != 1 or not (g.is_unstrided or rank == 2) or g.step > 2:
         return []
-    down, across = (_Phases.of((a[d] for a in g.positions), g.strides[d] // g.pixels[d]) for d in (-2, -1))
+    down, across = (Phases.of((a[d] for a in g.positions), g.strides[d] // g.pixels[d]) for d in (-2, -1))
     # Whole vectors of two groups.
     reach = -(-max(across.extents) // 2) * 2
     if not reach:
@@ -250,8 +216,8 @@ def _cut(
     spread: Spread,
     below: int,
     steps: int,
-    down: _Phases,
-    across: _Phases,
+    down: Phases,
+    across: Phases,
     lanes: int,
 ) -> tuple[Tiles, Packing] | None:
     """Tiles of `below` segments below each other that go on in steps; None where they can't."""
