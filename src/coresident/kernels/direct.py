@@ -110,10 +110,13 @@ def emit_with_head(
     if work.row_parts > 1 or work.pieces:
         return False
     best.geometry.prepare()
-    macs = shape.batch * shape.pixels * head.weights.size
+    pixels = shape.batch * shape.pixels
+    whole = info["macs"] + pixels * head.weights.size
+    nonzero = info["nonzero_macs"] + pixels * int(np.count_nonzero(head.weights))
     both = {
-        "macs": info["macs"] + macs,
-        "nonzero_macs": info["nonzero_macs"] + macs,
+        "macs": whole,
+        "nonzero_macs": nonzero,
+        "sparsity": 1 - nonzero / whole,
         "nodes": [each.name or each.outputs[0] for each in (head.before, head.node)],
         "epilogue": ", ".join(part for part in (head.inner.name, "1x1 Conv", epilogue.name) if part),
     }
