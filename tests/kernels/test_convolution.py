@@ -277,7 +277,7 @@ def _behind(case: Case, seed: int, target: str, threads: int) -> str:
 
 
 @pytest.mark.parametrize("target", SEGMENTED)
-@pytest.mark.parametrize("seed", few(range(6100, 6160), 14))
+@pytest.mark.parametrize("seed", few(range(6100, 6160), 10))
 def test_segments_of_strided_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed phase by phase, from what a convolution before has made."""
     _in_segments(monkeypatch)
@@ -415,7 +415,7 @@ def test_transposed_convolutions(seed: int, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS + tuple(WIDTHS))
-@pytest.mark.parametrize("seed", few(range(7000, 7024), 8))
+@pytest.mark.parametrize("seed", few(range(7000, 7024), 5))
 @pytest.mark.usefixtures("lanes")
 def test_transposed_convolutions_whose_windows_meet(seed: int, target: str) -> None:
     """All phases are channels of one product, which are interleaved as they are stored."""

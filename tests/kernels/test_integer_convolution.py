@@ -119,7 +119,7 @@ def test_channels_in_the_lanes(seed: int, held: bool, target: str, monkeypatch: 
 
 @pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])
 @pytest.mark.parametrize("wide", [False, True])
-@pytest.mark.parametrize("seed", few(range(800, 840), 10))
+@pytest.mark.parametrize("seed", few(range(800, 840), 6))
 def test_planes_by_themselves(seed: int, wide: bool, target: str) -> None:
     """Long rows and short ones, kernels of several quads of taps and such that no load holds, weights that
     fit a byte or not once their zero points are subtracted."""
@@ -317,7 +317,7 @@ def _segmented(seed: int) -> tuple[Node, dict[str, Array], dict[str, Array]]:
 
 
 @pytest.mark.parametrize("target", [*TARGETS, "16 lanes"])
-@pytest.mark.parametrize("seed", few(range(400, 440), 14))
+@pytest.mark.parametrize("seed", few(range(400, 440), 11))
 def test_segments_of_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ways = _in_segments(monkeypatch)
     node, feeds, constants = _segmented(seed)
