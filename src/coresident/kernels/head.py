@@ -23,12 +23,14 @@ MOST_OUTPUTS = 4
 
 @dataclass(frozen=True)
 class Head:
-    """Args:
-    before: the convolution whose results it reads.
-    node: the 1x1 convolution.
-    weights: [outputs, channels] float32.
-    bias: [outputs] float32.
-    inner: what becomes of the other convolution's sums; of numbers alone.
+    """The 1x1 convolution, and what it is behind.
+
+    Args:
+        before: the convolution whose results it reads.
+        node: itself.
+        weights: [outputs, channels] float32.
+        bias: [outputs] float32.
+        inner: what becomes of the other convolution's sums; of numbers alone.
     """
 
     before: Node
