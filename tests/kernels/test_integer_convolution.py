@@ -42,16 +42,35 @@ def _bytes(rng: np.random.Generator, dtype: Any, shape: tuple[int, ...]) -> Arra
     return rng.integers(bounds.min, bounds.max + 1, shape).astype(dtype)
 
 
+def _window(
+    rng: np.random.Generator,
+    rank: int,
+    kernels: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> dict[str, tuple[int, ...]]:
+    """A convolution's attributes, kernel, strides and dilations drawn from these for each dimension."""
+    kernel, stride, dilation = (
+        tuple(int(x) for x in rng.choice(some, rank)) for some in (kernels, strides, dilations)
+    )
+    pads = tuple(int(p) for p in rng.integers(0, 3, 2 * rank))
+    return {"kernel_shape": kernel, "strides": stride, "dilations": dilation, "pads": pads}
+
+
+def _covered(drawn: Sequence[int], window: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Sizes, large enough for a window."""
+    reach = zip(window["kernel_shape"], window["dilations"])
+    return tuple(max(int(s), (k - 1) * d + 1) for s, (k, d) in zip(drawn, reach))
+
+
 def _case(seed: int, op: str = "ConvInteger") -> tuple[Node, dict[str, Array], dict[str, Array]]:
     """An integer convolution drawn by a seed; the window always fits."""
     rng = np.random.default_rng(seed)
     rank = int(rng.choice([1, 2, 2, 2, 3]))
-    kernel = tuple(int(k) for k in rng.choice([1, 1, 2, 3, 5] if rank < 3 else [1, 2, 3], rank))
-    strides = tuple(int(s) for s in rng.choice([1, 1, 1, 2, 3], rank))
-    dilations = tuple(int(d) for d in rng.choice([1, 1, 1, 2], rank))
-    pads = tuple(int(p) for p in rng.integers(0, 3, 2 * rank))
-    drawn = rng.choice(SIZES if rank < 3 else SIZES[1:5], rank)
-    spatial = tuple(max(int(s), (k - 1) * d + 1) for s, k, d in zip(drawn, kernel, dilations))
+    kernels = [1, 1, 2, 3, 5] if rank < 3 else [1, 2, 3]
+    window = _window(rng, rank, kernels, [1, 1, 1, 2, 3], [1, 1, 1, 2])
+    kernel = window["kernel_shape"]
+    spatial = _covered(rng.choice(SIZES if rank < 3 else SIZES[1:5], rank), window)
     group = int(rng.choice([1, 1, 1, 2, 3]))
     inputs, outputs = group * int(rng.integers(1, 20)), group * int(rng.integers(1, 20))
     if rng.random() < 0.2:
@@ -72,13 +91,7 @@ def _case(seed: int, op: str = "ConvInteger") -> tuple[Node, dict[str, Array], d
         constants["xz"] = _bytes(rng, x_type, ())
     if rng.random() < 0.7:
         constants["b"] = rng.integers(-10000, 10000, outputs).astype(np.int32)
-    attributes = {
-        "strides": strides,
-        "pads": pads,
-        "group": group,
-        "dilations": dilations,
-        "kernel_shape": kernel,
-    }
+    attributes = {**window, "group": group}
     names = ("x", "w", *(name if name in constants else "" for name in ("xz", "wz", "b")))
     x = _bytes(rng, x_type, (int(rng.integers(1, 3)), inputs, *spatial))
     return Node(op, names, ("y",), attributes, "conv"), {"x": x}, constants
@@ -125,24 +138,18 @@ def test_planes_by_themselves(seed: int, wide: bool, target: str) -> None:
     fit a byte or not once their zero points are subtracted."""
     rng = np.random.default_rng(seed)
     rank = int(rng.choice([1, 2, 2, 2, 3]))
-    kernel = tuple(int(k) for k in rng.choice([1, 2, 3, 5, 7] if rank < 3 else [1, 2, 3], rank))
-    strides = tuple(int(s) for s in rng.choice([1, 1, 2, 3, 4], rank))
-    dilations = tuple(int(d) for d in rng.choice([1, 1, 2, 9], rank))
-    pads = tuple(int(p) for p in rng.integers(0, 3, 2 * rank))
-    drawn = rng.integers(1, 90 if rank < 3 else 20, rank)
-    spatial = tuple(max(int(s), (k - 1) * d + 1) for s, k, d in zip(drawn, kernel, dilations))
+    kernels = [1, 2, 3, 5, 7] if rank < 3 else [1, 2, 3]
+    window = _window(rng, rank, kernels, [1, 1, 2, 3, 4], [1, 1, 2, 9])
+    spatial = _covered(rng.integers(1, 90 if rank < 3 else 20, rank), window)
     groups, each = int(rng.integers(2, 9)), int(rng.integers(1, 4))
     x_type, w_type = rng.choice([np.uint8, np.int8]), rng.choice([np.uint8, np.int8]) if wide else np.int8
-    constants = {"w": _bytes(rng, w_type, (groups * each, 1, *kernel)), "xz": _bytes(rng, x_type, ())}
+    constants = {
+        "w": _bytes(rng, w_type, (groups * each, 1, *window["kernel_shape"])),
+        "xz": _bytes(rng, x_type, ()),
+    }
     if wide:
         constants["wz"] = _bytes(rng, w_type, (groups * each,))
-    attributes = {
-        "strides": strides,
-        "pads": pads,
-        "group": groups,
-        "dilations": dilations,
-        "kernel_shape": kernel,
-    }
+    attributes = {**window, "group": groups}
     names = ("x", "w", "xz", *(["wz"] if wide else []))
     x = _bytes(rng, x_type, (2, groups, *spatial))
     node = Node("ConvInteger", names, ("y",), attributes, "conv")

@@ -163,17 +163,10 @@ def _every_other(
     f: Function, taps: Sequence[int], x: Value, vectors: int, vector: Type
 ) -> dict[int, list[Value]]:
     """For each tap its vectors of every other pixel; two neighbouring taps come out of the same two loads."""
-    lanes = vector.lanes
     found: dict[int, list[Value]] = {}
     for tap in sorted(taps):
-        if tap in found:
-            continue
-        found[tap] = []
-        odd: list[Value] = []
-        for v in range(vectors):
-            pair = [f.load(vector, x, tap + (2 * v + half) * lanes) for half in (0, 1)]
-            found[tap].append(f.shuffle(pair[0], pair[1], range(0, 2 * lanes, 2)))
-            odd.append(f.shuffle(pair[0], pair[1], range(1, 2 * lanes, 2)))
-        if tap + 1 in taps:
-            found[tap + 1] = odd
+        if tap not in found:
+            both = [_loaded(f, [tap, tap + 1], 2, x, v, vector) for v in range(vectors)]
+            for one in (tap, tap + 1):
+                found[one] = [pixels[one] for pixels in both]
     return found

@@ -246,6 +246,15 @@ class Frame:
         return [start] * vectors
 
 
+def row_lines(stream: np.ndarray, rows: np.ndarray) -> int:
+    """Cache lines that a row takes in a stream of weights, on average.
+
+    Args:
+        rows: one entry a row.
+    """
+    return -(-stream.nbytes // (64 * len(rows)))
+
+
 def prefetch_stream(f: Function, position: Value, lines: int) -> None:
     """Ask L2 for what a row of weights that begins at a position in a stream comes before.
 

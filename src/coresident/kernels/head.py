@@ -47,17 +47,15 @@ class Head:
             return None
         constants = [graph.constant(name) for name in head.inputs[1:] if name]
         numbers = [graph.constant(name) for name in node.inputs[3:]]
-        weights, window = graph.constant(head.inputs[1]), geometry.window(head, graph)
+        weights = graph.constant(head.inputs[1])
         if weights is None or any(array is None for array in constants):
             return None
         if weights.dtype != np.float32 or len(weights) > MOST_OUTPUTS or head.get("group", 1) > 1:
             return None
-        if any(k > 1 for k in window.kernel) or any(s > 1 for s in window.strides):
+        before, after = (graph.facts[each.outputs[0]].sizes[2:] for each in (node, head))
+        if any(k > 1 for k in weights.shape[2:]) or before != after:
             return None
-        if (
-            any(window.pads_begin)
-            or graph.facts[head.outputs[0]].sizes[2:] != graph.facts[node.outputs[0]].sizes[2:]
-        ):
+        if any(geometry.window(head, graph).pads_begin):
             return None
         if any(array is None or array.size != 1 for array in numbers):
             return None

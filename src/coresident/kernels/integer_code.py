@@ -15,7 +15,7 @@ from coresident.codegen.builder import Value, Variable, kernel
 from coresident.codegen.integers import Dot
 from coresident.codegen.types import I8, I32, I64, Type, of_dtype
 from coresident.kernels import integer_frame
-from coresident.kernels.frame import Shape, prefetch_stream
+from coresident.kernels.frame import Shape, prefetch_stream, row_lines
 from coresident.kernels.integer_epilogue import IntegerEpilogue, IntegerOutput
 from coresident.kernels.integer_frame import NO_COLUMNS, Columns, IntegerFrame
 from coresident.kernels.integer_stream import UNROLL, Offsets, pack
@@ -363,7 +363,7 @@ def emit(
         blocks,
         offsets,
         counts,
-        -(-packed.stream.nbytes // (64 * len(packed.rows))),
+        row_lines(packed.stream, packed.rows),
     )
     plan.scratch(code.packed_bytes + work.most_rows * code.row_bytes)
     frame.each_strip(code.tiles)

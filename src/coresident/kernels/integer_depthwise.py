@@ -8,8 +8,7 @@ lane takes two taps (`_Words`).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from coresident.codegen.integers import Dot
 from coresident.codegen.target import Target
 from coresident.codegen.types import I8, I16, I32, I64
 from coresident.graph.graph import Node
-from coresident.graph.operators.windows import Window
 from coresident.kernels import geometry
 from coresident.kernels.integer_epilogue import IntegerEpilogue, IntegerOutput
 from coresident.kernels.integer_strips import Places
@@ -29,7 +27,7 @@ from coresident.kernels.vectors import pieces, share
 _MOST_SUMS = 8
 """Vectors of sums of a tile."""
 
-QUAD = 4
+_QUAD = 4
 """Taps that are multiplied at once."""
 
 _LOADED = 64
@@ -94,15 +92,15 @@ def emit(
     batch, channels = out.shape[:2]
     multiplier = channels // node.get("group", 1)
     extras = tuple(t.layout for t in epilogue.tensors)
-    w = geometry.window(node, plan.graph)
-    strides = source.layout.strides
-    taps = _Taps.of(w, strides, source.dtype == np.int8)
+    w, strides = geometry.window(node, plan.graph), source.layout.strides
+    places = Places.of(w, source.layout, out.layout, extras, lanes)
+    taps = _Taps.of(places, source.dtype == np.int8)
     way: _Quads | _Words = _Words(taps)
     if _Quads.fits(target, taps, weights):
         way = _Quads(taps)
         start = bias.astype(np.int64) - taps.signed * 128 * weights.sum(axis=1, dtype=np.int64)
         bias = start.astype(np.int32)
-    places = Places.of(w, source.layout, out.layout, extras, way.vectors * lanes)
+    places = replace(places, lanes=way.vectors * lanes)
 
     def cycles(vectors: int) -> float:
         t = _Tiles.of(places, vectors)
@@ -182,20 +180,15 @@ class _Taps:
     signed: bool
 
     @staticmethod
-    def of(w: Window, strides: Sequence[int], signed: bool) -> _Taps:
-        """Of a window on planes of [N, C, spatial...] with these strides."""
-        lines = itertools.product(*map(range, w.kernel[:-1]))
-        rows = tuple(
-            tuple(
-                sum(
-                    (i * d - b) * s
-                    for i, d, b, s in zip((*line, column), w.dilations, w.pads_begin, strides[2:])
-                )
-                for column in range(w.kernel[-1])
-            )
-            for line in lines
+    def of(p: Places, signed: bool) -> _Taps:
+        """Of a convolution that reads so."""
+        strides = p.source.strides[2:]
+        rows = [list(row) for _, row in itertools.groupby(p.positions, lambda position: position[:-1])]
+        return _Taps(
+            tuple(tuple(sum(a * s for a, s in zip(at, strides)) for at in row) for row in rows),
+            p.steps[-1] * strides[-1],
+            signed,
         )
-        return _Taps(rows, w.strides[-1] * strides[-1], signed)
 
 
 @dataclass(frozen=True)
@@ -221,13 +214,13 @@ class _Quads:
     @property
     def cycles(self) -> float:
         """For a vector."""
-        return 2.2 * sum(-(-len(row) // QUAD) for row in self.taps.rows)
+        return 2.2 * sum(-(-len(row) // _QUAD) for row in self.taps.rows)
 
     def packed(self, weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """[channels, taps] as [channels, quads, 4] int8."""
         parts, at = [], 0
         for row in self.taps.rows:
-            padded = np.zeros((len(weights), -(-len(row) // QUAD) * QUAD), np.int8)
+            padded = np.zeros((len(weights), -(-len(row) // _QUAD) * _QUAD), np.int8)
             padded[:, : len(row)] = weights[:, at : at + len(row)]
             parts.append(padded)
             at += len(row)
@@ -242,7 +235,7 @@ class _Quads:
             near, reach = min(row), max(row) - min(row)
             together = 1 + (_LOADED - 1 - reach - (lanes - 1) * step) // (lanes * step)
             together = -(-vectors // -(-vectors // together))
-            quads = [[tap - near for tap in row[i : i + QUAD]] for i in range(0, len(row), QUAD)]
+            quads = [[tap - near for tap in row[i : i + _QUAD]] for i in range(0, len(row), _QUAD)]
             held = [f.splat(f.load(I32, weights, quad + i), kind) for i in range(len(quads))]
             for first in range(0, vectors, together):
                 some = range(first, min(first + together, vectors))
@@ -254,7 +247,7 @@ class _Quads:
                 for v, (taps, weight) in itertools.product(some, zip(quads, held)):
                     places = [((v - first) * lanes + lane) * step for lane in range(lanes)]
                     # The last quad's taps that are not there have weights of zero.
-                    order = [place + taps[min(i, len(taps) - 1)] for place in places for i in range(QUAD)]
+                    order = [place + taps[min(i, len(taps) - 1)] for place in places for i in range(_QUAD)]
                     pixels = f.bitcast(f.shuffle(loaded, None, order), kind)
                     totals[v] = dot.add(f, totals[v], [pixels], [weight])
             quad += len(quads)

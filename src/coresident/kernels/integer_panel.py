@@ -65,7 +65,7 @@ class Choice:
 
     @property
     def runs(self) -> list[int]:
-        """Of the largest chunk of rows and of others, the pixels from its first to its last in the output."""
+        """The lengths that chunks of rows have in the output, from the first pixel to the last."""
         tiles, width = self.strips.tiles[:, 1], sum(self.pixels)
         return sorted(
             {int(tiles[end - 1] - tiles[first]) + width for _, _, first, end, _ in self.strips.strips}

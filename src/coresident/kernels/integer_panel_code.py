@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ class _Code:
         weights: of the group, packed.
         sums: how those of a panel are made; complete, they are runs or rows of pixels for each channel.
         rest: addresses of the starts, offsets and weights of what the products leave out; None if nothing.
+        in_runs: whether complete sums are a run of pixels for each channel, with the output's gaps; otherwise
+            each row has whole vectors, since what is added to them is.
     """
 
     frame: IntegerFrame
@@ -35,6 +37,7 @@ class _Code:
     weights: Value
     sums: PanelSums
     rest: tuple[Value, Value, Value] | None
+    in_runs: bool
 
     @property
     def wide(self) -> int:
@@ -80,12 +83,6 @@ class _Code:
         f, columns = self.frame.function, 2 + len(self.frame.output.epilogue.tensors)
         at = f.load(I32, self.frame.tiles, tile * columns)
         return f.offset(base, f.convert(at, I64), ELEMENT)
-
-    @property
-    def in_runs(self) -> bool:
-        """Whether complete sums are a run of pixels for each channel, with the output's gaps; otherwise each
-        row has whole vectors, since what is added to them is."""
-        return self.choice.strips.flat and self.rest is None
 
     def _complete(self, first: Value, tile: Value, channel: Value | int = 0) -> Value:
         """Where the complete sums of a row of a channel of the panel lie, in a strip with a first row."""
@@ -174,6 +171,8 @@ def emit(
     own_weights = f.offset(weights_at, frame.group * (packed.weights.nbytes // shape.groups))
     rest = (rest_at[0], rest_at[1], rest_at[2]) if len(packed.offsets) else None
     lanes = frame.output.lanes
+    in_runs = s.flat and rest is None
+    rows, length = (1, max(choice.runs)) if in_runs else (choice.most_tiles, sum(choice.pixels))
     sums = PanelSums(
         function=f,
         vector=I32.by(lanes),
@@ -189,13 +188,10 @@ def emit(
         taps=shape.taps,
         widest=choice.widest,
         waiting=frame.packed_bytes,
-        reach=0,
+        # A strip is written a power of two wide.
+        reach=-(-length // lanes) * lanes + 8,
     )
-    code = _Code(frame, choice, own_weights, sums, rest)
-    # A strip is written a power of two wide.
-    rows, length = (1, max(choice.runs)) if code.in_runs else (choice.most_tiles, sum(choice.pixels))
-    sums = replace(sums, reach=-(-length // lanes) * lanes + 8)
-    code = replace(code, sums=sums)
+    code = _Code(frame, choice, own_weights, sums, rest, in_runs)
     plan.scratch(sums.complete + ELEMENT * rows * code.wide * sums.reach)
     frame.each_strip(code.strip)
     # The last panel's lanes may be more than there are channels.

@@ -223,8 +223,8 @@ def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
         at += -(-((most + down.extent(key[1])) * pitch + width + p.lanes - 1) // p.lanes) * p.lanes
     taps = tuple(
         base[a[:-2], a[-2] % p.steps[-2], a[-1] % p.steps[-1]]
-        + (a[-2] // p.steps[-2] - down.spans[a[-2] % p.steps[-2]][0]) * pitch
-        + (a[-1] // p.steps[-1] - across.spans[a[-1] % p.steps[-1]][0])
+        + down.place(a[-2])[1] * pitch
+        + across.place(a[-1])[1]
         for a in positions
     )
     runs: list[tuple[int, int, int]] = []
@@ -247,7 +247,7 @@ def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
                     line = sum(t * s for t, s in zip(tap, strides))
                     left = across.first(column) * strides[-1]
                     for row in range(count + down.extent(phase)):
-                        above = ((row + down.spans[phase][0]) * p.steps[-2] + phase) * strides[-2]
+                        above = (row * p.steps[-2] + down.first(phase)) * strides[-2]
                         runs.append(
                             (
                                 line + above + left,
@@ -314,11 +314,9 @@ def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
             at += (rows + down.extent(phase)) * pitch
     taps = tuple(
         row_base[a[:-2], (a[-2] if rank > 1 else 0) % row_step]
-        + ((a[-2] if rank > 1 else 0) // row_step - down.spans[(a[-2] if rank > 1 else 0) % row_step][0])
-        * pitch
+        + down.place(a[-2] if rank > 1 else 0)[1] * pitch
         + column_base[a[-1] % p.steps[-1]]
-        + a[-1] // p.steps[-1]
-        - across.spans[a[-1] % p.steps[-1]][0]
+        + across.place(a[-1])[1]
         for a in positions
     )
 
@@ -327,7 +325,7 @@ def row_strips(p: Places, vectors: int, rows: int, pieces: int) -> Strips:
         for (tap, phase), base in row_base.items():
             plane = sum(t * s for t, s in zip(tap, strides))
             for row in range(count + down.extent(phase)):
-                line = plane + ((row + down.spans[phase][0]) * row_step + phase) * row_stride
+                line = plane + (row * row_step + down.first(phase)) * row_stride
                 for column in across.spans:
                     first = across.first(column) * strides[-1]
                     place = base + row * pitch + column_base[column]

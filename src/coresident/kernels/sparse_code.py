@@ -329,7 +329,7 @@ def emit(
         stream,
         f.offset(starts, frame.group * (parts * blocks), I64),
         f.offset(rows, frame.group * (row_count * 2 * blocks), I32),
-        -(-packed.stream.nbytes // (64 * len(packed.rows))),
+        frames.row_lines(packed.stream, packed.rows),
         adding,
     )
     plan.scratch(4 * code.packed + code.waiting + code.head_bytes)
