@@ -89,3 +89,11 @@ def test_results_that_others_read_are_stored(target: str) -> None:
     read = graph_of([*graph.nodes, other], feeds, ["z", "p"], dict(graph.initializers))
     _check(read, feeds, target, 2)
     assert _convolutions(read, target) == [["before"], ["head"]]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_head_without_outputs(target: str) -> None:
+    graph, feeds = _network(5, 2, 0, 40)
+    (got,) = run_graph(graph, feeds, RUN_TARGETS[target], 2)
+    assert got.shape == evaluate(graph, feeds)["z"].shape
+    assert _convolutions(graph, target) == [["before"]]

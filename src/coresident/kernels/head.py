@@ -50,7 +50,7 @@ class Head:
         weights = graph.constant(head.inputs[1])
         if weights is None or any(array is None for array in constants):
             return None
-        if weights.dtype != np.float32 or len(weights) > MOST_OUTPUTS or head.get("group", 1) > 1:
+        if weights.dtype != np.float32 or not 0 < len(weights) <= MOST_OUTPUTS or head.get("group", 1) > 1:
             return None
         before, after = (graph.facts[each.outputs[0]].sizes[2:] for each in (node, head))
         if any(k > 1 for k in weights.shape[2:]) or before != after:
