@@ -6,9 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
-from support import TARGETS, check_node
+from support import RUN_TARGETS, TARGETS, check_node, graph_of, run_graph
 
 from coresident.graph.graph import Node
+from coresident.graph.operator import evaluate
 from coresident.kernels import sparse
 from coresident.kernels.frame import Frame
 from coresident.kernels.geometry import can_run_flat, tiles, tiles_of_spans
@@ -100,3 +101,56 @@ def test_sparse_tiles_that_are_cut_by_rows(
     node = Node("Conv", ("x", "w", "b"), ("y",), {"pads": (kernel // 2,) * 4, "kernel_shape": (kernel,) * 2})
     check_node(node, {"x": x}, constants, target=target, threads=threads)
     assert any(work.pieces for work in taken)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4])
+def test_threads_get_channels_of_their_own_where_planes_are_read(threads: int) -> None:
+    for tiles_, rows, unit in itertools.product(range(1, 20), range(threads, 70, 5), (1, 3)):
+        if -(-rows // unit) < threads:
+            continue
+        work = cut(tiles_, rows, 1, threads, 1e7, unit, channels_first=True)
+        assert work.channels_first
+        assert work.row_parts % threads == 0
+        assert work.tasks <= 4 * threads
+        assert evened(work, threads) == work
+        sizes = [end - first for first, end in map(work.row_range, range(work.row_parts))]
+        assert sum(sizes) == rows
+        each = len(sizes) // threads
+        most = max(sum(sizes[thread * each : (thread + 1) * each]) for thread in range(threads))
+        assert unevenness(work, [1] * tiles_, threads) <= most * threads / rows + 1e-9
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("density", [0.1, 1.0])
+@pytest.mark.parametrize(("size", "channels"), [(14, 83), (7, 64), (5, 7)])
+def test_convolutions_around_one_that_reads_planes(
+    channels: int, size: int, density: float, threads: int, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks as MobileNetV2 has them, whose threads make channels of their own where there are enough."""
+    taken = list[Cut]()
+    opened = Frame.open
+    monkeypatch.setattr(Frame, "open", lambda *a: taken.append(a[4]) or opened(*a))
+    rng = np.random.default_rng(channels)
+
+    def weights(*shape: int, density: float = density) -> np.ndarray:
+        return (rng.standard_normal(shape) * (rng.random(shape) < density)).astype(np.float32)
+
+    constants = {
+        "w": weights(channels, 96, 1, 1),
+        "d": weights(channels, 1, 3, 3, density=1.0),
+        "p": weights(32, channels, 1, 1),
+    }
+    x = {"x": rng.standard_normal((1, 96, size, size)).astype(np.float32)}
+    nodes = [
+        Node("Conv", ("x", "w"), ("e",), {"kernel_shape": (1, 1)}),
+        Node("Conv", ("e", "d"), ("s",), {"kernel_shape": (3, 3), "pads": (1,) * 4, "group": channels}),
+        Node("Conv", ("s", "p"), ("y",), {"kernel_shape": (1, 1)}),
+    ]
+    graph = graph_of(nodes, x, ["y"], constants)
+    wanted = evaluate(graph, x)["y"]
+    (found,) = run_graph(graph, x, RUN_TARGETS[target], threads)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    if size == 14 and density < 1:
+        assert taken[0].channels_first
+        assert not any(work.channels_first for work in taken[1:])

@@ -15,7 +15,7 @@ from coresident.kernels import frame as frames
 from coresident.kernels.dense import Choice, pack
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Frame, Here, Shape, Sums
-from coresident.kernels.geometry import Geometry
+from coresident.kernels.geometry import Geometry, read_by_plane
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.tiling import cut, evened
 
@@ -187,7 +187,8 @@ def emit(
     t = choice.tiles
     units = -(-shape.outputs // choice.group)
     batch = shape.batch * shape.groups
-    work = cut(t.count, units, batch, plan.threads, choice.cycles, choice.row_groups)
+    by_plane = read_by_plane(plan, out)
+    work = cut(t.count, units, batch, plan.threads, choice.cycles, choice.row_groups, by_plane)
     work = evened(work, plan.threads)
     frame = Frame.open(f, g, shape, t, work, out, epilogue, merged)
     outer, inner = factor_taps(g.taps)

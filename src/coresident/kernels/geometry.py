@@ -51,6 +51,15 @@ def is_depthwise(node: Node, graph: Graph) -> bool:
     return groups > 1 and weights.sizes[1] == 1 and weights.sizes[0] <= 4 * groups
 
 
+def read_by_plane(plan: Plan, out: Tensor) -> bool:
+    """Whether threads should make channels of their own of a value, rather than pixels: what reads it takes
+    it plane by plane, and it stays in a core's caches until then."""
+    reader = plan.reader(out.name)
+    if reader is None or reader.op not in ("Conv", "ConvInteger") or not is_depthwise(reader, plan.graph):
+        return False
+    return reader.inputs[0] == out.name and out.layout.elements * out.dtype.itemsize <= plan.target.l2_bytes
+
+
 def halo(node: Node, graph: Graph) -> tuple[tuple[int, int], ...]:
     """The zeros around its input that a convolution reads."""
     w = window(node, graph)

@@ -29,6 +29,9 @@ WIDTH = 3
 _FAR_PIXEL = 1.4
 """Cycles for each pixel of another tensor from L3."""
 
+SHARED_LINE = 15.0
+"""Cycles that a line takes longer to be written which another core has read, even if it was asked for."""
+
 _SUMS_BYTES = 40_000
 """Of scratch for the sums of a panel: rows are taken in chunks of this size."""
 
@@ -124,6 +127,12 @@ def choose(
     # No more pixels than lanes: the sums are transposed in registers.
     strips = divide(width, min(lanes, (plan.target.registers - 4) // widest))
     chunk = max(1, min(rows.count, _SUMS_BYTES // (4 * width * widest * lanes)))
+    if shape.batch * shape.groups % plan.threads and rows.count % plan.threads == 0:
+        # Either each thread reads all weights, or each reads all of the input, whose lines take longer to be
+        # written again then.
+        again = 4 * shape.outputs * shape.inputs * shape.taps * (plan.threads - 1) / machine.l3_bytes
+        if again < 4 * shape.inputs * g.channel_stride / 64 * SHARED_LINE:
+            chunk = min(chunk, rows.count // plan.threads)
     chunks = shape.batch * shape.groups * -(-rows.count // chunk)
     wide, narrow = panels(vectors, parts=sharing(chunks, plan.threads))
     block = max(1, min(shape.inputs, machine.panel_l1_bytes // (4 * widest * lanes * shape.taps)))

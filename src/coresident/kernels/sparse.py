@@ -33,6 +33,7 @@ from coresident.kernels.geometry import (
     block_sizes,
     can_run_flat,
     footprint,
+    read_by_plane,
     tiles_of_spans,
 )
 from coresident.kernels.lowering import Plan, Tensor
@@ -64,6 +65,7 @@ class Choice:
         block: input channels in a block.
         cycles: as the cost model says.
         packing: of tiles of segments.
+        channels_first: as `Cut` has it.
     """
 
     tiles: Tiles
@@ -71,12 +73,15 @@ class Choice:
     block: int
     cycles: float
     packing: Packing | None = None
+    channels_first: bool = False
 
     def work(self, shape: Shape, threads: int) -> Cut:
         """The tasks."""
         rows, batch = shape.outputs // self.shared, shape.batch * shape.groups
         if self.packing is None:
-            return evened(cut(self.tiles.count, rows, batch, threads, self.cycles), threads)
+            first = self.channels_first
+            work = cut(self.tiles.count, rows, batch, threads, self.cycles, channels_first=first)
+            return evened(work, threads)
         # Each part of the rows packs the same tile.
         return evened(divided(self.tiles.count, batch, rows, threads, self.cycles), threads)
 
@@ -136,7 +141,7 @@ def choose(
     ways = [(False, 1)] if g.step == 1 else []
     if can_run_flat(g.strides, out.layout, extras, lanes):
         ways += [(True, spans) for spans in sorted({1, plan.threads})]
-    vector_bytes = 4 * lanes
+    vector_bytes, by_plane = 4 * lanes, read_by_plane(plan, out)
     best: Choice | None = None
     least = math.inf
     sharings = [s for s in (1, 2, 4) if s == 1 or shape.outputs % s == 0]
@@ -190,12 +195,12 @@ def choose(
                 total *= shape.batch * MARGIN
                 if total >= least:
                     continue
-                choice = Choice(cutting, shared, block, total)
+                choice = Choice(cutting, shared, block, total, channels_first=by_plane)
                 taken = choice.together(shape, plan.threads)
                 # Each part of the rows brings the tile into L1 anew.
                 again = choice.work(shape, plan.threads).begun / cutting.count - 1
                 taken += again * fills * shape.batch * MARGIN
-                if spans < plan.threads:
+                if spans < plan.threads and not by_plane:
                     # Threads meet within a tile: each reads of it what the other has made before.
                     meetings = shape.batch * (plan.threads - 1) * shape.groups
                     taken += meetings * shape.inputs * vectors * REMOTE_LINE

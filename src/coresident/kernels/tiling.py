@@ -22,8 +22,8 @@ class Cut:
     """Tasks = pictures x parts of the tiles x parts of the rows, rows fastest; parts differ by one at most.
 
     A thread starts with neighbouring tasks, so it gets its own pixels, which mostly are those that it made
-    in the
-    layer before: fetching a line that another core has written takes as long as a hundred multiply-adds.
+    in the layer before: fetching a line that another core has written takes as long as a hundred
+    multiply-adds, and writing one that another core has read a third of that, asked for in advance or not.
 
     Args:
         tiles: runs of pixels in all.
@@ -34,6 +34,8 @@ class Cut:
         batch: pictures (times groups of the convolution).
         pieces: (first tile and end, first part of the rows and end) of each task of a picture, where they are
             not each tile part with each row part.
+        channels_first: tiles are fastest, so that threads get rows of their own: where planes are read one by
+            one.
     """
 
     tiles: int
@@ -43,6 +45,7 @@ class Cut:
     row_unit: int
     batch: int
     pieces: tuple[tuple[int, int, int, int], ...] = ()
+    channels_first: bool = False
 
     @property
     def tasks(self) -> int:
@@ -87,8 +90,13 @@ class Cut:
             )
             rows = self.first_row(first_part), self.first_row(end_part)
             return Part(picture, first_part, end_part, *rows, first_tile, end_tile)
-        row_part, rest = task % self.row_parts, task / self.row_parts
-        tile_part, picture = rest % self.tile_parts, rest / self.tile_parts
+        inner, outer = self.row_parts, self.tile_parts
+        if self.channels_first:
+            inner, outer = outer, inner
+        row_part, rest = task % inner, task / inner
+        tile_part, picture = rest % outer, rest / outer
+        if self.channels_first:
+            row_part, tile_part = tile_part, row_part
         first_tile, end_tile = (p * self.tiles / self.tile_parts for p in (tile_part, tile_part + 1))
         rows = self.first_row(row_part), self.first_row(row_part + 1)
         return Part(picture, row_part, row_part + 1, *rows, first_tile, end_tile)
@@ -112,7 +120,15 @@ class Part:
     end_tile: Value
 
 
-def cut(tiles: int, rows: int, batch: int, threads: int, cycles: float, row_unit: int = 1) -> Cut:
+def cut(
+    tiles: int,
+    rows: int,
+    batch: int,
+    threads: int,
+    cycles: float,
+    row_unit: int = 1,
+    channels_first: bool = False,
+) -> Cut:
     """Cut so that every thread gets several tasks, none much under 5 us, splitting pixels before channels.
 
     Args:
@@ -120,13 +136,19 @@ def cut(tiles: int, rows: int, batch: int, threads: int, cycles: float, row_unit
         threads: that will share the work.
         cycles: of all the work on one core, as estimated.
         row_unit: rows are split at multiples of it.
+        channels_first: give each thread channels of its own, if there are enough.
     """
     if threads == 1:
         return Cut(tiles, 1, rows, 1, row_unit, batch)
     wanted = min(threads * 6, int(cycles // 15000))
     wanted = max(wanted, threads if cycles > 6000 else 1)
-    tile_parts = min(tiles, max(1, -(-wanted // batch)))
     row_units = -(-rows // row_unit)
+    if channels_first and batch == 1 and min(wanted, row_units) >= threads:
+        each = wanted // threads
+        tile_parts = min(tiles, each, FEW_TASKS)
+        row_parts = threads * max(1, min(row_units // threads, FEW_TASKS // tile_parts, each // tile_parts))
+        return Cut(tiles, tile_parts, rows, row_parts, row_unit, batch, channels_first=True)
+    tile_parts = min(tiles, max(1, -(-wanted // batch)))
     # Each part of the rows brings the tile into L1 anew, so a few tasks must do.
     row_parts = min(row_units, max(1, -(-min(wanted, threads * FEW_TASKS) // (batch * tile_parts))))
     if batch * tile_parts * row_parts % threads and tile_parts * row_parts < 4 * threads:
@@ -164,7 +186,7 @@ def evened(work: Cut, threads: int) -> Cut:
     tiles, left = work.tiles, work.tiles % threads
     if left == 0 or not 2 * threads < tiles <= MOST_TILES * threads:
         return work
-    if work.batch > 1 or work.tasks < threads:
+    if work.batch > 1 or work.tasks < threads or work.channels_first:
         return work
     parts = threads // math.gcd(left, threads)
     if work.rows < parts * work.row_unit:
@@ -197,7 +219,9 @@ def unevenness(work: Cut, tiles: Sequence[int], threads: int, rows: Sequence[int
     before = [0, *itertools.accumulate(tiles)]
     ends = [before[part * work.tiles // work.tile_parts] for part in range(work.tile_parts + 1)]
     rows = rows or [end - first for first, end in map(work.row_range, range(work.row_parts))]
-    tasks = [(end - first) * size for first, end in itertools.pairwise(ends) for size in rows] * work.batch
+    parts = [end - first for first, end in itertools.pairwise(ends)]
+    pairs = itertools.product(*((rows, parts) if work.channels_first else (parts, rows)))
+    tasks: list[int] = [one * other for one, other in pairs] * work.batch
     if work.pieces:
         tasks = [
             (before[end] - before[first]) * sum(rows[first_part:end_part])
