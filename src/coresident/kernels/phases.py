@@ -100,43 +100,45 @@ def _emit(
     kept: Sequence[tuple[int, ...]],
     low: Sequence[int],
 ) -> None:
-    """Plane by plane of each phase: rows outside the picture become zeros, others every stride-th pixel."""
-    n, c, count = y.shape[:3]
+    """Plane by plane, and of each the rows of one phase after another: rows outside the picture become zeros,
+    others are taken apart into their columns' phases, all at once."""
+    n, c = y.shape[:2]
     rank = len(strides)
-    table = np.array([[*phase] for phase in kept], np.int64)
-    function = kernel(plan.target, "phase_split")
-    source, target, phases = element_0(function, 0, x), element_0(function, 1, y), word(function, 2)
+    columns = sorted({phase[-1] for phase in kept})
+    lines = np.array([phase[:-1] for phase in kept[:: len(columns)]], np.int64)
+    f = kernel(plan.target, "phase_split")
+    source, target, phases = element_0(f, 0, x), element_0(f, 1, y), word(f, 2)
 
-    def rows(d: int, phase: Sequence[Value], at_in: Value, at_out: Value, inside: Value | None) -> None:
+    def rows(d: int, line: Value, at_in: Value, at_out: Value, inside: Value | None) -> None:
         if d == rank - 1:
-            _row(function, x, y, strides[d], low[d], (source, at_in), (target, at_out), phase[d], inside)
+            _row(f, x, y, strides[d], low[d], (source, at_in), (target, at_out), columns, inside)
             return
-        with function.loop(0, y.shape[3 + d]) as o:
-            row = (o + low[d]) * strides[d] + phase[d]
+        phase = f.load(I64, phases, line * (rank - 1) + d)
+        with f.loop(0, y.shape[3 + d]) as o:
+            row = (o + low[d]) * strides[d] + phase
             good = (row >= 0) & (row < x.shape[2 + d])
             rows(
                 d + 1,
-                phase,
+                line,
                 at_in + row * x.layout.strides[2 + d],
                 at_out + o * y.layout.strides[3 + d],
                 good if inside is None else inside & good,
             )
 
-    units = n * c * count
-    vectors = math.prod(y.shape[3:-1]) * -(-y.shape[-1] // plan.target.lanes(F32))
+    units = n * c * len(lines)
+    vectors = len(columns) * math.prod(y.shape[3:-1]) * -(-y.shape[-1] // plan.target.lanes(F32))
     tasks = pieces(plan.threads, units, 8.0 * units * vectors)
-    first, end = share(function, units, tasks) if tasks else (function.constant(0, I64),) * 2
-    with function.loop(first, end) as unit:
-        which, plane = unit % count, unit / count
+    first, end = share(f, units, tasks) if tasks else (f.constant(0, I64),) * 2
+    with f.loop(first, end) as unit:
+        line, plane = unit % len(lines), unit / len(lines)
         channel, batch = plane % c, plane / c
         base_in = batch * x.layout.strides[0] + channel * x.layout.strides[1]
-        base_out = batch * y.layout.strides[0] + channel * y.layout.strides[1] + which * y.layout.strides[2]
-        phase = [function.load(I64, phases, which * rank + d) for d in range(rank)]
-        rows(0, phase, base_in, base_out, None)
+        base_out = batch * y.layout.strides[0] + channel * y.layout.strides[1]
+        rows(0, line, base_in, base_out + line * (len(columns) * y.layout.strides[2]), None)
     bytes_moved = 4 * (y.layout.elements + x.layout.elements)
     plan.step(
-        function,
-        [operand(x), operand(y), plan.constant(table)],
+        f,
+        [operand(x), operand(y), plan.constant(lines)],
         tasks=tasks,
         reads=[x],
         writes=[y],
@@ -152,41 +154,58 @@ def _row(
     low: int,
     source: tuple[Value, Value],
     target: tuple[Value, Value],
-    phase: Value,
+    phases: Sequence[int],
     inside: Value | None,
 ) -> None:
-    """One row: pixel o is source pixel (o + low) * stride + phase, or zero outside the picture."""
+    """One row: of each phase, pixel o is source pixel (o + low) * stride + phase, or zero outside the
+    picture.
+
+    A row may be overshot: the next one, or the plane's slack, is written after it by the same task.
+    """
     width, size, lanes = y.shape[-1], x.shape[-1], f.target.lanes(F32)
     vector = F32.by(lanes)
     step = x.layout.strides[-1]
-    zero = f.constant(0.0, vector)
     (pointer_in, at_in), (pointer_out, at_out) = source, target
-    # Lanes o with 0 <= o * stride + first < size are copied.
-    first = phase + low * stride
-
     lane = f.indices(I32.by(lanes))
 
-    def pixels(begin: Value) -> Value:
+    def pixels(begin: Value, within: bool) -> Value:
         """A vector of the source's row from some pixel on; zeros outside it."""
+        if within:
+            return f.load(vector, pointer_in, at_in + begin)
         at = lane + f.splat(f.convert(begin, I32), lane.type)
         return f.load_masked(vector, pointer_in, at_in + begin, (at >= 0) & (at < size))
 
+    def apart(o: Value, within: bool) -> list[Value]:
+        """The vectors from pixel o on, of each phase."""
+        begin = (o + low) * stride
+        if step == 1 and stride == 2:
+            one, other = (pixels(begin + half * lanes, within) for half in (0, 1))
+            return [f.shuffle(one, other, range(phase, 2 * lanes, 2)) for phase in phases]
+        found = []
+        for phase in phases:
+            value = f.var(f.constant(0.0, vector))
+            for i in range(lanes):
+                at = begin + (phase + i * stride)
+                with f.when((at >= 0) & (at < size)):
+                    value.set(f.insert(value.get(), f.load(F32, pointer_in, at_in + at * step), i))
+            found.append(value.get())
+        return found
+
+    def store(o: Value, values: Sequence[Value]) -> None:
+        for i, value in enumerate(values):
+            f.store(value, pointer_out, at_out + (o + i * y.layout.strides[2]))
+
     def copy() -> None:
-        with f.loop(0, width, lanes) as o:
-            begin = o * stride + first
-            if step == 1 and stride == 2:
-                pair = pixels(begin), pixels(begin + lanes)
-                whole = f.shuffle(*pair, range(0, 2 * lanes, 2))
-            else:
-                value = f.var(zero)
-                for i in range(lanes):
-                    at = begin + i * stride
-                    with f.when((at >= 0) & (at < size)):
-                        value.set(f.insert(value.get(), f.load(F32, pointer_in, at_in + at * step), i))
-                whole = value.get()
-            # The row may be overshot: the next row, or the plane's slack, is written after it by the same
-            # task.
-            f.store(whole, pointer_out, at_out + o)
+        # Masks only where a vector is not all within the row.
+        first = -(-max(-low, 0) // lanes) * lanes
+        whole = max(0, size // stride - low - first) // lanes * lanes
+        for begin, end, within in (
+            (0, first, False),
+            (first, first + whole, True),
+            (first + whole, width, False),
+        ):
+            with f.loop(min(begin, width), min(end, width), lanes) as o:
+                store(o, apart(o, within))
 
     if inside is None:
         copy()
@@ -194,4 +213,4 @@ def _row(
     with f.either(inside) as otherwise:
         copy()
         with otherwise(), f.loop(0, width, lanes) as o:
-            f.store(zero, pointer_out, at_out + o)
+            store(o, [f.constant(0.0, vector)] * len(phases))
