@@ -98,6 +98,7 @@ class _Code:
         waiting = f.offset(f["scratch"], place, F32)
         sums = Sums(frame, here, [first + r for r in range(rows)], block, self.blocks, waiting)
         totals = [[f.var(value) for value in row] for row in sums.start()]
+        sums.prefetch()
         packed = min(rows, group)
         start = block * self.choice.block
         stop = f.minimum(start + self.choice.block, inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -132,6 +133,7 @@ class Frame:
         channel_base: first output channel of the group.
         part: of the work that is the task's.
         words: how many words are taken.
+        far: whether the output is more than a core's caches hold.
     """
 
     function: Function
@@ -146,6 +148,7 @@ class Frame:
     channel_base: Value
     part: Part
     words: int
+    far: bool
 
     @staticmethod
     def open(
@@ -194,6 +197,7 @@ class Frame:
             channel_base=channel_base,
             part=part,
             words=4 + epilogue.words + masked,
+            far=out.layout.elements * out.dtype.itemsize > f.target.l2_bytes,
         )
 
     def each_tile(self, body: Callable[[Here], None]) -> None:
@@ -310,6 +314,11 @@ def operands(
     return words
 
 
+def in_last(f: Function, block: Value, blocks: int) -> AbstractContextManager[object]:
+    """Around the code for the last of some blocks alone."""
+    return nullcontext() if blocks == 1 else f.when(block.equals(blocks - 1))
+
+
 @dataclass(frozen=True)
 class Sums:
     """The sums of some output channels over one tile: they start, wait between blocks of input channels,
@@ -332,25 +341,31 @@ class Sums:
     waiting: Value
 
     def start(self) -> list[list[Value]]:
-        """The bias, or what the blocks before have added; and ask for the lines that will be written."""
+        """The bias, or what the blocks before have added."""
         f, frame = self.frame.function, self.frame
         totals = [frame.biases(channel, self.here.vectors) for channel in self.channels]
         if self.blocks == 1:
-            self._prefetch()
             return totals
         variables = [[f.var(value) for value in row] for row in totals]
         with f.when(self.block > 0):
             for i, variable in enumerate(v for row in variables for v in row):
                 variable.set(f.load(frame.vector, self.waiting, i * frame.vector.lanes))
-        with f.when(self.block.equals(self.blocks - 1)):
-            self._prefetch()
-        with f.when(self.block.equals(self.blocks - 2)):
-            self._prefetch(near=False)
         return [[variable.get() for variable in row] for row in variables]
 
-    def _prefetch(self, near: bool = True) -> None:
-        """Ask for what `finish` will write and read, or ask L2 for it: from memory it takes longer than a
-        row's sum does."""
+    def prefetch(self) -> None:
+        """In the last block, ask for what `finish` will write and read; in the one before, ask L2 for it where it
+        comes from further away.
+
+        Not otherwise: what another core holds would be shared with it, and asking for that once more, to
+        write it, has no effect.
+        """
+        with in_last(self.frame.function, self.block, self.blocks):
+            self._prefetch(True)
+        if self.blocks > 1 and self.frame.far:
+            with self.frame.function.when(self.block.equals(self.blocks - 2)):
+                self._prefetch(False)
+
+    def _prefetch(self, near: bool) -> None:
         output, f, here = self.frame.output, self.frame.function, self.here
         if output.merged is not None:
             for row in self.channels[::2]:

@@ -78,7 +78,7 @@ class HeadSums(Sums):
     weights: Value
     added: Value
 
-    def _prefetch(self, near: bool = True) -> None:
+    def _prefetch(self, near: bool) -> None:
         """Nothing is written."""
 
     def _store(self, totals: Sequence[Sequence[Value]]) -> None:

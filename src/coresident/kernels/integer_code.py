@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from coresident.codegen.builder import Value, Variable, kernel
 from coresident.codegen.integers import Dot
 from coresident.codegen.types import I8, I32, I64, Type, of_dtype
 from coresident.kernels import integer_frame
-from coresident.kernels.frame import Shape, prefetch_stream, row_lines
+from coresident.kernels.frame import Shape, in_last, prefetch_stream, row_lines
 from coresident.kernels.integer_epilogue import IntegerEpilogue, IntegerOutput
 from coresident.kernels.integer_frame import NO_COLUMNS, Columns, IntegerFrame
 from coresident.kernels.integer_stream import UNROLL, Offsets, pack
@@ -138,7 +137,7 @@ class _Code:
             x, offsets = self._place(tile)
             position.set(begin)
             totals = self._start(channels, block, waiting)
-            with self._in_last(block):
+            with in_last(f, block, self.blocks):
                 self._prefetch(channels, offsets)
             self._steps(x, position, steps, totals)
             if self.dot.held and not self.dot.gathers:
@@ -147,12 +146,6 @@ class _Code:
             self._finish(
                 channels, [[total.get() for total in row] for row in totals], offsets, block, waiting
             )
-
-    def _in_last(self, block: Value) -> AbstractContextManager[object]:
-        """The code for the last block alone."""
-        if self.blocks == 1:
-            return nullcontext()
-        return self.frame.function.when(block.equals(self.blocks - 1))
 
     def _start(self, channels: Sequence[Value], block: Value, waiting: Value) -> list[list[Variable]]:
         """The sums of some channels: the bias, or what the blocks before have added."""

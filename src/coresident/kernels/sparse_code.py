@@ -19,6 +19,11 @@ from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.sparse import UNROLL, Choice, pack
 from coresident.kernels.sparse_segments import Packing
 
+ROWS_AHEAD, LINES_AHEAD = 8, 32
+"""Rows whose lines are asked for before they are written, at most, and lines in all. Stores leave a core in
+order, and a line that another core holds takes as long to get as several rows take, many times that where
+cores have no cache in common."""
+
 
 @dataclass(frozen=True)
 class _Code:
@@ -151,14 +156,24 @@ class _Code:
         table = f.offset(self.rows, (first_row * self.blocks + block * count) * 2, I32)
         share = -(-self.choice.block // work.most_rows)
         before = first_row - self.frame.part.first_row
+
+        def channels(r: Value) -> list[Value]:
+            channel = f.convert(f.load(I32, table, r * 2), I64)
+            return [self.frame.channel_base + channel + s for s in range(self.choice.shared)]
+
+        def sums(channels: Sequence[Value]) -> Sums:
+            return self._sums(here, block, channels)
+
+        asked = f.minimum(count, self._rows_ahead)
+        with f.loop(0, asked) as r:
+            sums(channels(r)).prefetch()
         with f.loop(0, count) as r:
             first = (before + r) * share
             self._prefetch(here, ahead, first, f.minimum(first + share, ahead_channels))
             frames.prefetch_stream(f, position.get(), self.row_lines)
-            described = f.offset(table, r * 2, I32)
-            channel = f.convert(f.load(I32, described), I64)
-            nonzeros = f.convert(f.load(I32, described, 1), I64)
-            self._row(here, block, channel, nonzeros, position, packed)
+            sums(channels(f.minimum(r + asked, count - 1))).prefetch()
+            nonzeros = f.convert(f.load(I32, table, r * 2 + 1), I64)
+            self._row(here, sums(channels(r)), nonzeros, position, packed)
 
     def _ahead(
         self, here: Here, block: Value, channels: Value, step: Value | int
@@ -193,25 +208,24 @@ class _Code:
         with f.loop(first, end) as c:
             packing.prefetch(f, f.offset(plane, c * self.g.channel_stride, F32))
 
-    def _row(
-        self,
-        here: Here,
-        block: Value,
-        channel: Value,
-        nonzeros: Value,
-        position: Variable,
-        packed: Value,
-    ) -> None:
-        """The channels of one row, one block of input channels."""
+    @property
+    def _rows_ahead(self) -> int:
+        """Rows whose lines are asked for before they are written."""
+        return max(1, min(ROWS_AHEAD, LINES_AHEAD // (self.choice.tiles.vectors * self.choice.shared)))
+
+    def _sums(self, here: Here, block: Value, channels: Sequence[Value]) -> Sums:
+        """Those of some output channels in a block of input channels."""
         f, frame = self.frame.function, self.frame
-        place = (channel - frame.part.first_row * self.choice.shared) * (here.vectors * frame.vector.lanes)
-        waiting = f.offset(f["scratch"], place + self.packed, F32)
-        channels = [frame.channel_base + channel + s for s in range(self.choice.shared)]
-        sums = Sums(frame, here, channels, block, self.blocks, waiting)
-        if self.head is not None:
-            head, weights, _ = self.head
-            sums = HeadSums(frame, here, channels, block, self.blocks, waiting, head, weights, self._added)
-        totals = [[f.var(value) for value in row] for row in sums.start()]
+        first = channels[0] - (frame.channel_base + frame.part.first_row * self.choice.shared)
+        waiting = f.offset(f["scratch"], first * (here.vectors * frame.vector.lanes) + self.packed, F32)
+        if self.head is None:
+            return Sums(frame, here, channels, block, self.blocks, waiting)
+        head, weights, _ = self.head
+        return HeadSums(frame, here, channels, block, self.blocks, waiting, head, weights, self._added)
+
+    def _row(self, here: Here, sums: Sums, nonzeros: Value, position: Variable, packed: Value) -> None:
+        """The channels of one row, one block of input channels."""
+        totals = [[self.frame.function.var(value) for value in row] for row in sums.start()]
         source = here.x if self.choice.packing is None else packed
         self._nonzeros(source, position, nonzeros, totals)
         sums.finish([[total.get() for total in row] for row in totals])
