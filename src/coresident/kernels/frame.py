@@ -24,6 +24,11 @@ STREAMED_BYTES = 16 << 20
 memory first, and throws out another that has to be written: first layers of U-Nets at 512 x 512 are 2.4 times
 as fast so, their other layers of this size 1.1 times."""
 
+ROWS_AHEAD, LINES_AHEAD = 8, 32
+"""Rows whose lines are asked for before they are written, at most, and lines in all. Stores leave a core in
+order, and a line that another core holds takes as long to get as several rows take, many times that where
+cores have no cache in common."""
+
 STREAM_AHEAD = 4096
 """Bytes of a stream of weights that L2 is asked for before they are read. Hardware prefetchers stop at the
 end of each page, and the other layers have thrown the stream out of L2 since the last call: sparse layers of
@@ -314,6 +319,11 @@ def operands(
     return words
 
 
+def rows_ahead(lines: int) -> int:
+    """How many rows ahead lines are asked for that are to be written, where a row writes so many."""
+    return max(1, min(ROWS_AHEAD, LINES_AHEAD // lines))
+
+
 def in_last(f: Function, block: Value, blocks: int) -> AbstractContextManager[object]:
     """Around the code for the last of some blocks alone."""
     return nullcontext() if blocks == 1 else f.when(block.equals(blocks - 1))
@@ -353,11 +363,11 @@ class Sums:
         return [[variable.get() for variable in row] for row in variables]
 
     def prefetch(self) -> None:
-        """In the last block, ask for what `finish` will write and read; in the one before, ask L2 for it where it
-        comes from further away.
+        """In the last block, ask for what `finish` will write and read; in the one before, ask L2
+        for it, where it comes from further away.
 
-        Not otherwise: what another core holds would be shared with it, and asking for that once more, to
-        write it, has no effect.
+        Not where caches may hold it: with what another core has read, it would be shared, and asking for it
+        once more, to write it, has no effect.
         """
         with in_last(self.frame.function, self.block, self.blocks):
             self._prefetch(True)

@@ -14,13 +14,16 @@ from coresident.codegen.builder import Value, Variable, kernel
 from coresident.codegen.integers import Dot
 from coresident.codegen.types import I8, I32, I64, Type, of_dtype
 from coresident.kernels import integer_frame
-from coresident.kernels.frame import Shape, in_last, prefetch_stream, row_lines
+from coresident.kernels.frame import Shape, in_last, prefetch_stream, row_lines, rows_ahead
 from coresident.kernels.integer_epilogue import IntegerEpilogue, IntegerOutput
 from coresident.kernels.integer_frame import NO_COLUMNS, Columns, IntegerFrame
 from coresident.kernels.integer_stream import UNROLL, Offsets, pack
 from coresident.kernels.integer_strips import Strips
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.tiling import divided
+
+SHORT_LINES = 3
+"""Whole lines of a tile's row of bytes, below which the lines at its ends count."""
 
 
 @dataclass(frozen=True)
@@ -113,24 +116,50 @@ class _Code:
         if self.choice.rows_first:
             position = f.var(f.offset(self.stream, f.load(I64, self.starts)))
             with f.loop(0, count) as r:
-                self._row(first, end, r, position, f.constant(0, I64))
+                self._row(first, end, r, r, position, f.constant(0, I64))
             return
+        asked = f.minimum(count, self._rows_ahead)
         with f.loop(first, end) as tile, f.loop(0, self.blocks) as block:
             position = f.var(f.offset(self.stream, f.load(I64, self.starts, block)))
+            with in_last(f, block, self.blocks), f.loop(0, asked) as r:
+                self._prefetch(self._channels(block * count + r), self._place(tile)[1])
             with f.loop(0, count) as r:
-                self._row(tile, tile + 1, block * count + r, position, block)
+                later = f.minimum(r + asked, count - 1)
+                self._row(tile, tile + 1, block * count + r, block * count + later, position, block)
 
-    def _row(self, first: Value, end: Value, r: Value, position: Variable, block: Value) -> None:
-        """The channels of row `r` of the task, over the tiles first..end of the strip: one block."""
+    @property
+    def _rows_ahead(self) -> int:
+        """Rows whose lines are asked for before they are written. None where pieces of rows are so short that
+        most of them share a line with the next, which is another thread's: it would go to and fro."""
+        strips, choice = self.choice.strips, self.choice
+        lines = strips.vectors * self.output.lanes * self.output.dtypes[0].itemsize // 64
+        if lines < SHORT_LINES and len(strips.strips) > 1 and strips.segments is None:
+            return 0
+        return rows_ahead(choice.shared * (lines + 1))
+
+    def _numbers(self, r: Value) -> list[Value]:
+        """Of row `r` of the task: its first channel in the group, steps and singles."""
+        f, described = self.frame.function, self.frame.function.offset(self.rows, r * 3, self.counts)
+        return [f.convert(f.load(self.counts, described, i), I64, signed=False) for i in range(3)]
+
+    def _channels(self, r: Value) -> list[Value]:
+        """The output channels of row `r` of the task."""
+        first = self.frame.channel_base + self._numbers(r)[0]
+        return [first + s for s in range(self.choice.shared)]
+
+    def _row(
+        self, first: Value, end: Value, r: Value, later: Value, position: Variable, block: Value
+    ) -> None:
+        """The channels of row `r` of the task, over the tiles first..end of the strip: one block.
+
+        Args:
+            later: the row whose lines are asked for meanwhile.
+        """
         f, choice = self.frame.function, self.choice
-        described = f.offset(self.rows, r * 3, self.counts)
-        channel, steps, singles = (
-            f.convert(f.load(self.counts, described, i), I64, signed=False) for i in range(3)
-        )
+        channel, steps, singles = self._numbers(r)
         place = (channel - self.frame.part.first_row * choice.shared) * (self.sums * self.output.lanes)
         waiting = f.offset(f.offset(f["scratch"], self.packed_bytes), place, I32)
-        channel = self.frame.channel_base + channel
-        channels = [channel + s for s in range(choice.shared)]
+        channels = self._channels(r)
         begin = position.get()
         prefetch_stream(f, begin, self.row_lines)
         with f.loop(first, end) as tile:
@@ -138,7 +167,7 @@ class _Code:
             position.set(begin)
             totals = self._start(channels, block, waiting)
             with in_last(f, block, self.blocks):
-                self._prefetch(channels, offsets)
+                self._prefetch(self._channels(later), offsets)
             self._steps(x, position, steps, totals)
             if self.dot.held and not self.dot.gathers:
                 with f.loop(0, singles):

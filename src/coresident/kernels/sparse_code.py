@@ -19,11 +19,6 @@ from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.sparse import UNROLL, Choice, pack
 from coresident.kernels.sparse_segments import Packing
 
-ROWS_AHEAD, LINES_AHEAD = 8, 32
-"""Rows whose lines are asked for before they are written, at most, and lines in all. Stores leave a core in
-order, and a line that another core holds takes as long to get as several rows take, many times that where
-cores have no cache in common."""
-
 
 @dataclass(frozen=True)
 class _Code:
@@ -164,7 +159,7 @@ class _Code:
         def sums(channels: Sequence[Value]) -> Sums:
             return self._sums(here, block, channels)
 
-        asked = f.minimum(count, self._rows_ahead)
+        asked = f.minimum(count, frames.rows_ahead(here.vectors * self.choice.shared))
         with f.loop(0, asked) as r:
             sums(channels(r)).prefetch()
         with f.loop(0, count) as r:
@@ -207,11 +202,6 @@ class _Code:
             return
         with f.loop(first, end) as c:
             packing.prefetch(f, f.offset(plane, c * self.g.channel_stride, F32))
-
-    @property
-    def _rows_ahead(self) -> int:
-        """Rows whose lines are asked for before they are written."""
-        return max(1, min(ROWS_AHEAD, LINES_AHEAD // (self.choice.tiles.vectors * self.choice.shared)))
 
     def _sums(self, here: Here, block: Value, channels: Sequence[Value]) -> Sums:
         """Those of some output channels in a block of input channels."""
