@@ -19,7 +19,7 @@ from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operator import evaluate
 from coresident.graph.operators.windows import Window
-from coresident.kernels import cost, integer, integer_panel, integer_stream
+from coresident.kernels import cost, integer, integer_code, integer_panel, integer_stream
 from coresident.kernels.integer_strips import Places, pitched_strips
 from coresident.kernels.layout import Layout
 from coresident.schedule.planner import Planner
@@ -510,6 +510,47 @@ def test_chains_of_quantised_convolutions(residual: bool, signed: bool, target: 
     assert len(np.unique(wanted)) > 10
     (got,) = run_graph(graph, {"x": x}, (RUN_TARGETS | WIDTHS)[target], threads=2)
     np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("density", [0.2, 1.0])
+def test_convolutions_around_one_that_reads_planes(
+    density: float, threads: int, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks as MobileNetV2 has them, whose threads make channels of their own."""
+    made = list[bool]()
+    work = integer_code.Choice.work
+    monkeypatch.setattr(
+        integer_code.Choice, "work", lambda c, *a: made.append(work(c, *a).channels_first) or work(c, *a)
+    )
+    rng = np.random.default_rng(threads)
+    shapes = {"w0": (83, 36, 1, 1), "w1": (83, 1, 3, 3), "w2": (19, 83, 1, 1)}
+    constants: dict[str, Array] = {"z": np.array(7, np.uint8), "s": np.array(0.05, np.float32)}
+    steps = (
+        Apply("Cast", (0,), (("to", "float32"),)),
+        Apply("Mul", (4, 1)),
+        Apply("QuantizeLinear", (5, 2, 3)),
+    )
+    x, nodes = rng.integers(0, 100, (1, 36, 14, 14)).astype(np.uint8), list[Node]()
+    for i, (name, shape) in enumerate(shapes.items()):
+        zero = rng.random((shape[0], -(-shape[1] // 4), 1, 1)).repeat(4, axis=1)[:, : shape[1]] > density
+        constants[name] = np.where(zero, 0, rng.integers(-127, 128, shape)).astype(np.int8)
+        constants[f"m{i}"] = rng.uniform(1e-4, 1e-3, (shape[0], 1, 1)).astype(np.float32)
+        attributes = {
+            "kernel_shape": shape[2:],
+            "pads": (shape[2] // 2,) * 4,
+            "group": 83 if i == 1 else 1,
+            "epilogue": Expression(4, steps),
+        }
+        inputs = (f"v{i - 1}" if i else "x", name, "z", "", "", f"m{i}", "s", "z")
+        nodes.append(Node("ConvInteger", inputs, (f"v{i}",), attributes, f"conv{i}"))
+    graph = graph_of(nodes, {"x": x}, ["v2"], constants)
+    (got,) = run_graph(graph, {"x": x}, (RUN_TARGETS | WIDTHS)[target], threads)
+    np.testing.assert_array_equal(got, evaluate(graph, {"x": x})["v2"])
+    if density < 1:
+        assert made[0]
+        assert not any(made[1:])
 
 
 @pytest.mark.parametrize("name", INTEGER_TARGETS)

@@ -53,11 +53,12 @@ def is_depthwise(node: Node, graph: Graph) -> bool:
 
 def read_by_plane(plan: Plan, out: Tensor) -> bool:
     """Whether threads should make channels of their own of a value, rather than pixels: what reads it takes
-    it plane by plane, and it stays in a core's caches until then."""
+    it plane by plane, and planes are so small that pieces of them would be short. (Layers of MobileNetV2 at
+    28 x 28 and less gain, those at 56 x 56 lose, of floats and of bytes.)"""
     reader = plan.reader(out.name)
     if reader is None or reader.op not in ("Conv", "ConvInteger") or not is_depthwise(reader, plan.graph):
         return False
-    return reader.inputs[0] == out.name and out.layout.elements * out.dtype.itemsize <= plan.target.l2_bytes
+    return reader.inputs[0] == out.name and 4 * out.layout.elements <= plan.target.l2_bytes
 
 
 def halo(node: Node, graph: Graph) -> tuple[tuple[int, int], ...]:

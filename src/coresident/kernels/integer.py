@@ -22,7 +22,7 @@ from coresident.kernels import (
     integer_stream,
 )
 from coresident.kernels.frame import Shape
-from coresident.kernels.geometry import halo, is_depthwise, window
+from coresident.kernels.geometry import halo, is_depthwise, read_by_plane, window
 from coresident.kernels.integer_code import Choice
 from coresident.kernels.integer_epilogue import IntegerEpilogue
 from coresident.kernels.integer_frame import NO_COLUMNS, Columns
@@ -188,7 +188,7 @@ def convolution(node: Node, plan: Plan) -> None:
         integer_depthwise.emit(node, plan, source, flat, start, out, epilogue, info)
         return
     shape, split, places, columns = _fold_columns(shape, split, places)
-    choice = choose(plan, shape, split, places)
+    choice = choose(plan, shape, split, places, by_plane=read_by_plane(plan, out))
     panels = integer_panel.choose(plan, shape, split, places)
     margin = DIRECT_MARGIN if cost.adds_at_once(plan.target, choice.dot) else STREAM_MARGIN
     if panels is not None and panels.cycles < margin * choice.cycles:
@@ -248,12 +248,18 @@ def describe(
 
 
 def choose(
-    plan: Plan, shape: Shape, weights: np.ndarray[Any, Any], places: Places, merged: bool = False
+    plan: Plan,
+    shape: Shape,
+    weights: np.ndarray[Any, Any],
+    places: Places,
+    merged: bool = False,
+    by_plane: bool = False,
 ) -> Choice:
     """The cut that should be fastest.
 
     Args:
         merged: whether output channels are phases that take turns in pairs as they are stored.
+        by_plane: whether the output is read plane by plane.
     """
     machine = cost.Machine.of(plan.target)
     ways: list[tuple[Dot, int, Count]] = []
@@ -279,10 +285,10 @@ def choose(
                     continue
                 elements = -(-shape.inputs // dot.channels)
                 for rows_first, block in _orders(machine, plan, shape, strips, dot, shared):
-                    arguments = (shape, strips, dot, shared, count, rows_first, block, len(places.extras))
-                    cycles = _cycles(machine, plan, *arguments)
+                    way = (strips, dot, shared, count, rows_first, block, len(places.extras), by_plane)
+                    cycles = _cycles(machine, plan, shape, *way)
                     if best is None or cycles < best.cycles:
-                        best = Choice(strips, dot, shared, rows_first, elements, block, cycles)
+                        best = Choice(strips, dot, shared, rows_first, elements, block, cycles, by_plane)
     assert best is not None
     return best
 
@@ -340,6 +346,7 @@ def _cycles(
     rows_first: bool,
     block: int,
     extras: int,
+    by_plane: bool,
 ) -> float:
     """Of all of it, on one core."""
     rates = _Rates.of(plan, dot, strips)
@@ -394,6 +401,6 @@ def _cycles(
     packing *= rates.packing * (1 + rates.large * beyond)
     count = len(strips.strips)
     total = shape.batch * shape.groups * (tiles * tile + packing + 300.0 * count)
-    work = divided(count, shape.batch * shape.groups, int(rows), plan.threads, total)
+    work = divided(count, shape.batch * shape.groups, int(rows), plan.threads, total, by_plane)
     total += shape.batch * shape.groups * packing * (work.row_parts - 1)
     return total * unevenness(work, strips.sizes, plan.threads) + 300.0 * work.tasks

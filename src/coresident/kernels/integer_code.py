@@ -20,7 +20,7 @@ from coresident.kernels.integer_frame import NO_COLUMNS, Columns, IntegerFrame
 from coresident.kernels.integer_stream import UNROLL, Offsets, pack
 from coresident.kernels.integer_strips import Strips
 from coresident.kernels.lowering import Plan, Tensor
-from coresident.kernels.tiling import divided
+from coresident.kernels.tiling import Cut, divided
 
 SHORT_LINES = 3
 """Whole lines of a tile's row of bytes, below which the lines at its ends count."""
@@ -39,6 +39,7 @@ class Choice:
         block: elements that are added to all sums of a tile before the next ones are;
             sums wait in scratch meanwhile. All of them, if rows come first.
         cycles: as the cost model says.
+        channels_first: as `Cut` has it.
     """
 
     strips: Strips
@@ -48,6 +49,12 @@ class Choice:
     elements: int
     block: int
     cycles: float
+    channels_first: bool = False
+
+    def work(self, shape: Shape, threads: int) -> Cut:
+        """The tasks."""
+        rows, batch = -(-shape.outputs // self.shared), shape.batch * shape.groups
+        return divided(len(self.strips.strips), batch, rows, threads, self.cycles, self.channels_first)
 
     def __str__(self) -> str:
         flat = ", flat" if self.strips.flat else ""
@@ -367,7 +374,7 @@ def emit(
     f = kernel(plan.target, "conv_integer")
     s, dot = choice.strips, choice.dot
     row_count = -(-shape.outputs // choice.shared)
-    work = divided(len(s.strips), shape.batch * shape.groups, row_count, plan.threads, choice.cycles)
+    work = choice.work(shape, plan.threads)
     offsets = Offsets.of(-(-shape.inputs // dot.channels), s.taps, s.span)
     packed = pack(weights, offsets, dot, choice.shared, work, choice.block)
     _, parts, blocks = packed.starts.shape

@@ -157,16 +157,21 @@ def cut(
     return Cut(tiles, tile_parts, rows, row_parts, row_unit, batch)
 
 
-def divided(strips: int, batch: int, rows: int, threads: int, cycles: float) -> Cut:
+def divided(
+    strips: int, batch: int, rows: int, threads: int, cycles: float, channels_first: bool = False
+) -> Cut:
     """The tasks: strips if there are enough of them, since parts of the rows pack the same strip each.
 
     Args:
         strips, rows: in all.
         batch: pictures times groups.
         cycles: of all the work on one core, as estimated.
+        channels_first: give each thread rows of its own, if there are enough.
     """
     if threads == 1 or cycles < 6000:
         return Cut(strips, 1, rows, 1, 1, batch)
+    if channels_first and batch == 1 and rows >= threads:
+        return Cut(strips, 1, rows, threads, 1, batch, channels_first=True)
     wanted = max(threads, min(threads * 6, int(cycles // 15000)))
     # Parts of one size, or single strips: of 16 strips in 12 parts a thread of two would get 9.
     size = -(-strips * batch // (2 * wanted))
