@@ -363,11 +363,10 @@ class Sums:
         return [[variable.get() for variable in row] for row in variables]
 
     def prefetch(self) -> None:
-        """In the last block, ask for what `finish` will write and read; in the one before, ask L2
-        for it, where it comes from further away.
+        """In the last block, ask for what `finish` will write and read; in the one before, ask L2 for it.
 
-        Not where caches may hold it: with what another core has read, it would be shared, and asking for it
-        once more, to write it, has no effect.
+        The latter only where no cache holds it: a line that another core has would come to be shared, and
+        asking for it again, to write it, has no effect then, as was measured.
         """
         with in_last(self.frame.function, self.block, self.blocks):
             self._prefetch(True)

@@ -152,23 +152,19 @@ class _Code:
         share = -(-self.choice.block // work.most_rows)
         before = first_row - self.frame.part.first_row
 
-        def channels(r: Value) -> list[Value]:
-            channel = f.convert(f.load(I32, table, r * 2), I64)
-            return [self.frame.channel_base + channel + s for s in range(self.choice.shared)]
-
-        def sums(channels: Sequence[Value]) -> Sums:
-            return self._sums(here, block, channels)
+        def sums(r: Value) -> Sums:
+            return self._sums(here, block, f.convert(f.load(I32, table, r * 2), I64))
 
         asked = f.minimum(count, frames.rows_ahead(here.vectors * self.choice.shared))
         with f.loop(0, asked) as r:
-            sums(channels(r)).prefetch()
+            sums(r).prefetch()
         with f.loop(0, count) as r:
             first = (before + r) * share
             self._prefetch(here, ahead, first, f.minimum(first + share, ahead_channels))
             frames.prefetch_stream(f, position.get(), self.row_lines)
-            sums(channels(f.minimum(r + asked, count - 1))).prefetch()
+            sums(f.minimum(r + asked, count - 1)).prefetch()
             nonzeros = f.convert(f.load(I32, table, r * 2 + 1), I64)
-            self._row(here, sums(channels(r)), nonzeros, position, packed)
+            self._row(here, sums(r), nonzeros, position, packed)
 
     def _ahead(
         self, here: Here, block: Value, channels: Value, step: Value | int
@@ -203,11 +199,12 @@ class _Code:
         with f.loop(first, end) as c:
             packing.prefetch(f, f.offset(plane, c * self.g.channel_stride, F32))
 
-    def _sums(self, here: Here, block: Value, channels: Sequence[Value]) -> Sums:
-        """Those of some output channels in a block of input channels."""
-        f, frame = self.frame.function, self.frame
-        first = channels[0] - (frame.channel_base + frame.part.first_row * self.choice.shared)
-        waiting = f.offset(f["scratch"], first * (here.vectors * frame.vector.lanes) + self.packed, F32)
+    def _sums(self, here: Here, block: Value, channel: Value) -> Sums:
+        """Those of the row from output channel `channel` of the group on, in a block of input channels."""
+        f, frame, shared = self.frame.function, self.frame, self.choice.shared
+        place = (channel - frame.part.first_row * shared) * (here.vectors * frame.vector.lanes)
+        waiting = f.offset(f["scratch"], place + self.packed, F32)
+        channels = [frame.channel_base + channel + s for s in range(shared)]
         if self.head is None:
             return Sums(frame, here, channels, block, self.blocks, waiting)
         head, weights, _ = self.head
