@@ -146,7 +146,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=duration, default=1.0)
     parser.add_argument("--engine", type=engine, action="append", default=[], metavar="NAME[=PYTHON]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the ratios as bars (needs matplotlib)")
+    parser.add_argument(
+        "--plot", type=Path, metavar="PNG", help="draw the median speeds as bars (needs matplotlib)"
+    )
     options = parser.parse_args()
     engines = {OURS: "", **dict.fromkeys(PEERS, ""), **dict(options.engine)}
     print(f"{cpu.model_name()}, {options.threads} threads, batch {options.batch}; milliseconds\n")

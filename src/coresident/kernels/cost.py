@@ -17,6 +17,9 @@ OUTSTANDING_LINES = 28
 a time (Zen 4 has 24 miss address buffers)."""
 LINE_STALL = 9.0
 """Cycles for each line more, measured with tiles that read a residual."""
+REMOTE_LINE, SHARED_LINE = 6.0, 15.0
+"""Cycles that a line takes longer to be read from another core's L2 than from the own one, and to be written
+when another core has read it, even if it was asked for; where they have a cache in common."""
 
 
 @dataclass(frozen=True)

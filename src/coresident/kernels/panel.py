@@ -29,9 +29,6 @@ WIDTH = 3
 _FAR_PIXEL = 1.4
 """Cycles for each pixel of another tensor from L3."""
 
-SHARED_LINE = 15.0
-"""Cycles that a line takes longer to be written which another core has read, even if it was asked for."""
-
 _SUMS_BYTES = 40_000
 """Of scratch for the sums of a panel: rows are taken in chunks of this size."""
 
@@ -131,7 +128,7 @@ def choose(
         # Either each thread reads all weights, or each reads all of the input, whose lines take longer to be
         # written again then.
         again = 4 * shape.outputs * shape.inputs * shape.taps * (plan.threads - 1) / machine.l3_bytes
-        if again < 4 * shape.inputs * g.channel_stride / 64 * SHARED_LINE:
+        if again < 4 * shape.inputs * g.channel_stride / 64 * cost.SHARED_LINE:
             chunk = min(chunk, rows.count // plan.threads)
     chunks = shape.batch * shape.groups * -(-rows.count // chunk)
     wide, narrow = panels(vectors, parts=sharing(chunks, plan.threads))

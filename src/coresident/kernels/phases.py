@@ -104,6 +104,7 @@ def _emit(
     others are taken apart into their columns' phases, all at once."""
     n, c = y.shape[:2]
     rank = len(strides)
+    # Of the phases that are kept, those of columns are counted fastest.
     columns = sorted({phase[-1] for phase in kept})
     lines = np.array([phase[:-1] for phase in kept[:: len(columns)]], np.int64)
     f = kernel(plan.target, "phase_split")

@@ -48,9 +48,6 @@ neighbouring pixels, of segments of one row, and of several."""
 SEGMENT_L1 = 2.0
 """Of the part of L1 that a tile's activations may fill: those that are packed."""
 
-REMOTE_LINE = 6.0
-"""Cycles that a line takes longer from another core's L2 than from the own one."""
-
 UNROLL = 4
 """Nonzeros in one round of the inner loop, a power of two."""
 
@@ -203,7 +200,7 @@ def choose(
                 if spans < plan.threads and not by_plane:
                     # Threads meet within a tile: each reads of it what the other has made before.
                     meetings = shape.batch * (plan.threads - 1) * shape.groups
-                    taken += meetings * shape.inputs * vectors * REMOTE_LINE
+                    taken += meetings * shape.inputs * vectors * cost.REMOTE_LINE
                 if taken < least:
                     best, least = choice, taken
     for choice in _segments(plan, machine, g, shape, out, epilogue, profiles):
