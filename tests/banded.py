@@ -19,6 +19,7 @@ import numpy as np
 from coresident import compiler
 from coresident.kernels.lowering import Operand, Tensor
 from coresident.runtime import elf
+from coresident.runtime.executor import written_code
 from coresident.runtime.program import Program
 from coresident.schedule.planner import Planner
 
@@ -98,6 +99,7 @@ def run(planner: BandedPlanner, program: Program, arrays: Sequence[Array]) -> li
     buffers, scratch = len(planner._buffers), len(fresh)
     fixed = _Memory([bytes(program.constants), *(np.ascontiguousarray(a).tobytes() for a in arrays)])
     code = elf.load(program.objects, program.target.split("-", 1)[0])
+    extra = written_code(program, code, fixed.address(0))
     order = random.Random(0)
 
     def word(operand: Operand) -> int:
@@ -105,6 +107,8 @@ def run(planner: BandedPlanner, program: Program, arrays: Sequence[Array]) -> li
             return operand & (1 << 64) - 1
         if operand.kind == "constant":
             return fixed.address(0, operand.offset)
+        if operand.kind == "code":
+            return extra.address + operand.offset
         if operand.kind == "input":
             return fixed.address(1 + operand.buffer, operand.offset)
         return mutable.address(operand.buffer + buffers * (operand.kind == "output"), operand.offset)

@@ -174,4 +174,4 @@ def _change_value(value: Any, rng: random.Random) -> None:
         return
 
 
-assert artifact.VERSION == 4, "the form that artifact_changed takes apart"
+assert artifact.VERSION == 5, "the form that artifact_changed takes apart"

@@ -19,7 +19,14 @@ from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operator import evaluate
 from coresident.graph.operators.windows import Window
-from coresident.kernels import cost, integer, integer_code, integer_panel, integer_stream
+from coresident.kernels import (
+    cost,
+    integer,
+    integer_code,
+    integer_panel,
+    integer_stream,
+    integer_wired,
+)
 from coresident.kernels.integer_strips import Places, pitched_strips
 from coresident.kernels.layout import Layout
 from coresident.schedule.planner import Planner
@@ -226,6 +233,7 @@ def test_blocks_of_input_channels(seed: int, target: str, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(integer, "_orders", in_blocks)
     monkeypatch.setattr(integer_panel, "choose", lambda *_: None)
+    monkeypatch.setattr(integer_wired, "is_possible", lambda *_: False)
     if seed % 4 == 0:
         _in_segments(monkeypatch)
     node, feeds, constants = (_segmented if seed % 4 == 0 else _case)(seed)

@@ -20,13 +20,15 @@ from coresident.runtime import artifact
 from coresident.runtime.artifact import Artifact
 from coresident.runtime.digest import digest, digest_file
 from coresident.runtime.executor import Executor
-from coresident.runtime.program import Program
+from coresident.runtime.program import Program, Step
 
 
 def example() -> Program:
     constants = np.arange(3000, dtype=np.float32).tobytes()
     program = tiny_programs.chain(5, steps=3, length=2)
-    return replace(program, constants=constants, info={"model": "example", "numbers": [1, 2.5, None, True]})
+    writer = Step(program.steps[0].kernel, (("constant", 0), ("code", 64), ("integer", 2)), 1)
+    info = {"model": "example", "numbers": [1, 2.5, None, True]}
+    return replace(program, constants=constants, info=info, code_bytes=128, writers=(writer,))
 
 
 def contents(program: Program) -> bytes:

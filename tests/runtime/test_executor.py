@@ -262,6 +262,31 @@ def test_preparation_runs_once_for_a_call_s_memory() -> None:
         Executor(replace(program, preparation=(replace(once, words=(into, out, n)),)), 1)
 
 
+def test_code_is_written_once_and_stays() -> None:
+    """What writers write, steps find; it can't be changed any more, and arguments stay within bounds."""
+    n = ("integer", 2)
+    writer = Step("add_one", (("constant", 0), ("code", 64), n), 1)
+    program = tiny_programs.program(
+        [tiny_programs.add_one()],
+        [Step("add_one", (("code", 64), ("output", 0), n), 1)],
+        [],
+        [Port("y", "float32", (2,))],
+        constants=np.float32([5, 6]).tobytes(),
+    )
+    program = replace(program, code_bytes=128, writers=(writer,))
+    executor = Executor(program, 1)
+    for _ in range(2):
+        np.testing.assert_array_equal(executor.run([])[0], [7, 8])
+    assert executor.resident_bytes == Executor(replace(program, code_bytes=256), 1).resident_bytes - 128
+    for out in (("code", 129), ("code", -1), ("constant", 9), ("arena", 0), ("input", 0), ("output", 0)):
+        with pytest.raises(ArtifactError, match=f"writer add_one has an argument out of bounds: {out[0]}"):
+            Executor(replace(program, writers=(replace(writer, words=(out,)),)), 1)
+    with pytest.raises(ArtifactError, match="code 129"):
+        Executor(replace(program, steps=(replace(program.steps[0], words=(("code", 129),)),)), 1)
+    with pytest.raises(ArtifactError, match="no symbol"):
+        Executor(replace(program, writers=(replace(writer, kernel="absent"),)), 1)
+
+
 def test_too_much_memory_is_refused() -> None:
     program = replace(tiny_programs.chain(2, steps=1), arena_bytes=1 << 50)
     with pytest.raises(ResourceError, match="memory"):

@@ -188,3 +188,75 @@ def sparse_rows(
     waits = each * sums * vector_bytes / machine.l2_bytes * crowded
     stores = sums * vector_bytes / 32 * (2.0 + 3.5 * extras)
     return rows * (body + 10) + (rows - last) * waits + last * stores + changes * machine.mispredict
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """What weights hold that are chunks of code (`wired.py`).
+
+    Args:
+        products: nonzeros.
+        loads: positions of chunks that have any.
+        rows: output channels.
+        parts: of the output channels.
+        blocks: of input channels.
+    """
+
+    products: int
+    loads: int
+    rows: int
+    parts: int
+    blocks: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of code and weights, about."""
+        return 11 * self.products + 10 * self.loads
+
+    @property
+    def fetch(self) -> float:
+        """Cycles for a core to get all of them."""
+        return FETCH * self.size
+
+    def fetched_again(self, threads: int, row_parts: int) -> float:
+        """Cycles of all threads but the first to get what the first has, too.
+
+        Args:
+            row_parts: parts of the rows that tasks have.
+        """
+        return self.fetch * max(0.0, threads / row_parts - 1)
+
+
+FETCH = 0.15
+"""Cycles for each byte of code and weights that a core gets for the first time since the last call."""
+
+
+def wired_tile(
+    machine: Machine,
+    chunks: Chunks,
+    vectors: int,
+    unaligned: bool,
+    extras: int,
+    direct: bool,
+    tile_bytes: float = 0.0,
+    pages: float = 0.0,
+) -> float:
+    """Cycles for one tile whose pixels meet chunks of code.
+
+    Args:
+        unaligned: most vectors then touch two cache lines.
+        extras: tensors that the epilogue reads.
+        direct: whether chunks store results themselves.
+        tile_bytes: of the pixels that all chunks of a block read, where they are not packed.
+        pages: of memory that they lie in.
+    """
+    fma = chunks.products / machine.fmas
+    # A broadcast element takes half of what a vector takes.
+    load = (0.5 * chunks.products + chunks.loads * (1.8 if unaligned else 1.0)) / machine.loads
+    # Pixels come from L2, at least to the first chunk that reads them, and the first TLB has 72 entries.
+    missed = min(max(tile_bytes - 0.6 * machine.l1_bytes, 0.0) / (2.8 * machine.l1_bytes), 1.0)
+    missed = max(missed, min(2 / chunks.parts, 1.0) if tile_bytes else 0.0)
+    far = chunks.loads * (0.7 * missed + 1.2 * max(0.0, 1 - 72 / max(pages, 1.0)))
+    ends = 3.0 * chunks.rows * (chunks.blocks + extras) + 25 * chunks.parts * chunks.blocks
+    finish = 0.0 if direct else chunks.rows * (vectors * (3.5 + 3.5 * extras) + 12)
+    return vectors * (max(fma, load) * 1.1 + far + ends) + 0.03 * chunks.size + finish

@@ -388,15 +388,16 @@ class Sums:
         """Store the results, or let the sums wait for the next block."""
         f = self.frame.function
         if self.blocks == 1:
-            self._store(totals)
+            self.store(totals)
             return
         with f.either(self.block.equals(self.blocks - 1)) as otherwise:
-            self._store(totals)
+            self.store(totals)
             with otherwise():
                 for i, total in enumerate(v for row in totals for v in row):
                     f.store(total, self.waiting, i * self.frame.vector.lanes)
 
-    def _store(self, totals: Sequence[Sequence[Value]]) -> None:
+    def store(self, totals: Sequence[Sequence[Value]]) -> None:
+        """Store the results."""
         f, here, output = self.frame.function, self.here, self.frame.output
         if output.merged is not None:
             for r in range(0, len(totals), 2):

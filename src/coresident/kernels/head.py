@@ -81,7 +81,7 @@ class HeadSums(Sums):
     def _prefetch(self, near: bool) -> None:
         """Nothing is written."""
 
-    def _store(self, totals: Sequence[Sequence[Value]]) -> None:
+    def store(self, totals: Sequence[Sequence[Value]]) -> None:
         f, vector, vectors = self.frame.function, self.frame.vector, self.here.vectors
         outputs, channels = self.head.weights.shape
         for channel, row in zip(self.channels, totals):

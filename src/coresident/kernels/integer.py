@@ -20,15 +20,17 @@ from coresident.kernels import (
     integer_panel,
     integer_panel_code,
     integer_stream,
+    integer_wired,
+    wired,
 )
 from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import halo, is_depthwise, read_by_plane, window
-from coresident.kernels.integer_code import Choice
 from coresident.kernels.integer_epilogue import IntegerEpilogue
 from coresident.kernels.integer_frame import NO_COLUMNS, Columns
 from coresident.kernels.integer_segments import segment_strips
 from coresident.kernels.integer_stream import Count
 from coresident.kernels.integer_strips import Places, Strips, evenly, flat_strips, pitched_strips, row_strips
+from coresident.kernels.integer_tiles import Choice
 from coresident.kernels.lowering import Plan, Tensor, lowers
 from coresident.kernels.tiling import divided, unevenness
 
@@ -45,6 +47,10 @@ GATHERED = 0.5
 STREAM_MARGIN, DIRECT_MARGIN = 1.3, 1.08
 """Measured over modelled cycles of a stream of entries, relative to those of panels: of Zen 3 and sums in 16
 bits, and of Zen 4 and vpdpbusd."""
+
+
+CODE_MARGIN = 0.85
+"""Measured over modelled cycles of entries in code, relative to those of a stream."""
 
 
 @dataclass(frozen=True)
@@ -271,6 +277,10 @@ def choose(
     if not merged and np.count_nonzero(weights) < GATHERED * weights.size:
         ways.append((gathering, 1, integer_stream.count(weights[0], gathering, 1)))
     best: Choice | None = None
+    by_code: list[tuple[int, int, cost.Chunks]] = []
+    dense = Dot.of(plan.target)
+    if not merged and integer_wired.is_possible(plan.target, dense, weights):
+        by_code = list(wired.ways(integer_wired.quads(weights) != 0, -(-shape.inputs // QUAD), plan.threads))
     scale = plan.target.registers // 16
     most = {shared: vectors * scale for shared, vectors in MOST_VECTORS.items()}
     quads = -(-shape.inputs // QUAD)
@@ -289,6 +299,11 @@ def choose(
                     cycles = _cycles(machine, plan, shape, *way)
                     if best is None or cycles < best.cycles:
                         best = Choice(strips, dot, shared, rows_first, elements, block, cycles, by_plane)
+            for chunk_rows, block, chunks in by_code if vectors <= wired.MOST_VECTORS else ():
+                extras = len(places.extras)
+                cycles = _code_cycles(machine, plan, shape, strips, chunk_rows, chunks, extras, by_plane)
+                if best is None or cycles < best.cycles:
+                    best = Choice(strips, dense, 1, False, quads, block, cycles, by_plane, chunk_rows)
     assert best is not None
     return best
 
@@ -393,14 +408,47 @@ def _cycles(
     changes = stream.changes * math.sqrt(blocks)
     tile = multiplied + rows * ends + changes * machine.mispredict / (together if rows_first else 1)
     tile = max(tile, read / (together if rows_first else 1))
-    packing = strips.packed * elements * (0.35 if strips.step == 1 else 0.6 if strips.step == 2 else 8.0)
-    packing *= dot.element_bytes / 4
-    packing += 12.0 * elements * float((strips.strips[:, 1] - strips.strips[:, 0]).sum())
-    # A strip of more than half of L2 comes back from L3, as does what it is packed from.
-    beyond = min(max(strip_bytes - machine.cache / 2, 0.0) / (machine.cache / 6), 1.0)
-    packing *= rates.packing * (1 + rates.large * beyond)
+    packing = _packing(machine, strips, rates, elements, dot)
     count = len(strips.strips)
     total = shape.batch * shape.groups * (tiles * tile + packing + 300.0 * count)
     work = divided(count, shape.batch * shape.groups, int(rows), plan.threads, total, by_plane)
     total += shape.batch * shape.groups * packing * (work.row_parts - 1)
     return total * unevenness(work, strips.sizes, plan.threads) + 300.0 * work.tasks
+
+
+def _code_cycles(
+    machine: cost.Machine,
+    plan: Plan,
+    shape: Shape,
+    strips: Strips,
+    chunk_rows: int,
+    chunks: cost.Chunks,
+    extras: int,
+    by_plane: bool,
+) -> float:
+    """The same with entries as instructions."""
+    rates = _Rates.of(plan, Dot.of(plan.target), strips)
+    unaligned = strips.segments is None and (any(tap % 16 for tap in strips.taps) or not strips.flat)
+    vectors, elements = strips.vectors, -(-shape.inputs // QUAD)
+    tile = cost.wired_tile(machine, chunks, vectors, unaligned, 0, True)
+    tile = CODE_MARGIN * (tile + chunks.rows * (2.0 + (rates.vector + 1.5 + rates.tensor * extras) * vectors))
+    packing = shape.groups * _packing(machine, strips, rates, elements, Dot.of(plan.target))
+    count = len(strips.strips)
+    total = shape.batch * (len(strips.tiles) * tile + packing + 300.0 * count)
+    work = divided(
+        count, shape.batch * shape.groups, shape.outputs, plan.threads, total, by_plane, chunk_rows
+    )
+    total += shape.batch * packing * (work.row_parts - 1)
+    total = total * unevenness(work, strips.sizes, plan.threads) + 300.0 * work.tasks
+    return total + chunks.fetch + chunks.fetched_again(plan.threads, work.row_parts)
+
+
+def _packing(machine: cost.Machine, strips: Strips, rates: _Rates, elements: int, dot: Dot) -> float:
+    """Of all strips of a picture's group."""
+    packing = strips.packed * elements * (0.35 if strips.step == 1 else 0.6 if strips.step == 2 else 8.0)
+    packing *= dot.element_bytes / 4
+    packing += 12.0 * elements * float((strips.strips[:, 1] - strips.strips[:, 0]).sum())
+    # A strip of more than half of L2 comes back from L3, as does what it is packed from.
+    strip_bytes = dot.element_bytes * elements * strips.span * strips.pieces
+    beyond = min(max(strip_bytes - machine.cache / 2, 0.0) / (machine.cache / 6), 1.0)
+    return packing * rates.packing * (1 + rates.large * beyond)

@@ -11,94 +11,35 @@ import numpy as np
 
 from coresident.codegen import integers
 from coresident.codegen.builder import Value, Variable, kernel
-from coresident.codegen.integers import Dot
 from coresident.codegen.types import I8, I32, I64, Type, of_dtype
-from coresident.kernels import integer_frame
-from coresident.kernels.frame import Shape, in_last, prefetch_stream, row_lines, rows_ahead
-from coresident.kernels.integer_epilogue import IntegerEpilogue, IntegerOutput
+from coresident.kernels import integer_frame, integer_wired
+from coresident.kernels.frame import Shape, in_last, prefetch_stream, row_lines
+from coresident.kernels.integer_epilogue import IntegerEpilogue
 from coresident.kernels.integer_frame import NO_COLUMNS, Columns, IntegerFrame
 from coresident.kernels.integer_stream import UNROLL, Offsets, pack
-from coresident.kernels.integer_strips import Strips
+from coresident.kernels.integer_tiles import Choice, Made, Tiles
 from coresident.kernels.lowering import Plan, Tensor
-from coresident.kernels.tiling import Cut, divided
-
-SHORT_LINES = 3
-"""Whole lines of a tile's row of bytes, below which the lines at its ends count."""
+from coresident.kernels.tiling import Cut
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A way to compute it, and the cycles it should take on one core.
+class _Streams(Tiles):
+    """The kernel under construction, of a stream of entries.
 
     Args:
-        strips: the cut of the pixels.
-        shared: output channels that have their entries together.
-        dot: how they are multiplied.
-        rows_first: whether a row goes through all tiles of a strip; all rows for one tile otherwise.
-        elements: of the input channels.
-        block: elements that are added to all sums of a tile before the next ones are;
-            sums wait in scratch meanwhile. All of them, if rows come first.
-        cycles: as the cost model says.
-        channels_first: as `Cut` has it.
-    """
-
-    strips: Strips
-    dot: Dot
-    shared: int
-    rows_first: bool
-    elements: int
-    block: int
-    cycles: float
-    channels_first: bool = False
-
-    def work(self, shape: Shape, threads: int) -> Cut:
-        """The tasks."""
-        rows, batch = -(-shape.outputs // self.shared), shape.batch * shape.groups
-        return divided(len(self.strips.strips), batch, rows, threads, self.cycles, self.channels_first)
-
-    def __str__(self) -> str:
-        flat = ", flat" if self.strips.flat else ""
-        channels = f" x {self.shared} channels" if self.shared > 1 else ""
-        tiles = int(np.max(self.strips.strips[:, 3] - self.strips.strips[:, 2]))
-        segments = self.strips.segments
-        spread = " of segments" if segments is not None else ""
-        if segments is not None and segments.spread.rows > 1:
-            spread += f" of {segments.spread.rows} rows"
-        blocks = f", blocks of {self.block}" if self.block < self.elements else ""
-        return f"{self.strips.vectors} vectors{spread}{channels}, {tiles} tiles a strip{blocks}{flat}"
-
-
-@dataclass(frozen=True)
-class _Code:
-    """The kernel under construction.
-
-    Args:
-        frame: its arguments and its part of the work.
         stream: of all weights.
         rows, starts: of the group's part of the rows, block after block.
-        blocks: of the input channels.
         offsets: how the stream says what to read.
         counts: of the numbers in `rows`, the type.
         row_lines: cache lines that a row takes in the stream, on average.
     """
 
-    frame: IntegerFrame
-    choice: Choice
     stream: Value
     rows: Value
     starts: Value
-    blocks: int
     offsets: Offsets
     counts: Type
     row_lines: int
-
-    @property
-    def dot(self) -> Dot:
-        return self.choice.dot
-
-    @property
-    def output(self) -> IntegerOutput:
-        return self.frame.output
 
     @property
     def sums(self) -> int:
@@ -107,17 +48,12 @@ class _Code:
         return -(-vectors // 4) * 4 if self.dot.gathers else vectors
 
     @property
-    def packed_bytes(self) -> int:
-        """Of scratch that a packed strip takes; what waits follows."""
-        return -(-self.frame.packed_bytes // 64) * 64
-
-    @property
-    def row_bytes(self) -> int:
-        """Of scratch that the sums of a row take which wait for the next block."""
-        return self.choice.shared * self.sums * 4 * self.output.lanes if self.blocks > 1 else 0
+    def waiting_bytes(self) -> int:
+        if self.blocks == 1:
+            return 0
+        return self.work.most_rows * self.choice.shared * self.sums * 4 * self.output.lanes
 
     def tiles(self, first: Value, end: Value) -> None:
-        """The task's rows over the tiles first..end of a strip."""
         f, part = self.frame.function, self.frame.part
         count = part.end_row - part.first_row
         if self.choice.rows_first:
@@ -133,16 +69,6 @@ class _Code:
             with f.loop(0, count) as r:
                 later = f.minimum(r + asked, count - 1)
                 self._row(tile, tile + 1, block * count + r, block * count + later, position, block)
-
-    @property
-    def _rows_ahead(self) -> int:
-        """Rows whose lines are asked for before they are written. None where pieces of rows are so short that
-        most of them share a line with the next, which is another thread's: it would go to and fro."""
-        strips, choice = self.choice.strips, self.choice
-        lines = strips.vectors * self.output.lanes * self.output.dtypes[0].itemsize // 64
-        if lines < SHORT_LINES and len(strips.strips) > 1 and strips.segments is None:
-            return 0
-        return rows_ahead(choice.shared * (lines + 1))
 
     def _numbers(self, r: Value) -> list[Value]:
         """Of row `r` of the task: its first channel in the group, steps and singles."""
@@ -215,47 +141,6 @@ class _Code:
                 for i, total in enumerate(total for row in sums for total in row):
                     f.store(total, waiting, i * self.output.lanes)
 
-    def _prefetch(self, channels: Sequence[Value], offsets: Sequence[Value]) -> None:
-        """Ask for what `_store` will write and read."""
-        f, vectors = self.frame.function, self.choice.strips.vectors
-        if self.output.merged is not None:
-            for c in channels[::2]:
-                self.output.prefetch_merged(f, c, vectors, offsets)
-            return
-        for c in channels:
-            if self.choice.strips.segments is not None:
-                self.output.prefetch_segments(f, c, self.choice.strips.segments, offsets)
-            else:
-                self.output.prefetch(f, c, vectors, offsets)
-
-    def _store(
-        self, channels: Sequence[Value], sums: Sequence[Sequence[Value]], offsets: Sequence[Value]
-    ) -> None:
-        """Finish and store the sums of a row's channels."""
-        f, strips = self.frame.function, self.choice.strips
-        if self.output.merged is not None:
-            for c, even, odd in zip(channels[::2], sums[::2], sums[1::2]):
-                self.output.store_merged(f, c, (even, odd), offsets, strips.last)
-            return
-        for c, row in zip(channels, sums):
-            values = list(row)
-            if self.dot.gathers:
-                fours = [integers.in_order(f, values[at : at + 4]) for at in range(0, len(values), 4)]
-                values = [value for four in fours for value in four][: strips.vectors]
-            if strips.segments is None:
-                self.output.store(f, c, values, offsets, strips.last)
-                continue
-            size = len(values) // len(strips.segments.writes)
-            for i in range(len(strips.segments.writes)):
-                piece = values[i * size : (i + 1) * size]
-                self.output.store_segment(f, c, piece, strips.segments, i, offsets)
-
-    def _place(self, tile: Value) -> tuple[Value, list[Value]]:
-        """Where a tile's packed input is, and its offsets in the output and in other tensors."""
-        f, columns = self.frame.function, 2 + len(self.output.epilogue.tensors)
-        found = [f.convert(f.load(I32, self.frame.tiles, tile * columns + i), I64) for i in range(columns)]
-        return f.offset(f["scratch"], found[0], self.dot.element_bytes), found[1:]
-
     def _steps(
         self, x: Value, position: Variable, count: Value, totals: Sequence[Sequence[Variable]]
     ) -> None:
@@ -310,11 +195,6 @@ class _Code:
             x_v = pixel(v)
             for s in range(shared):
                 multiply(s, v, x_v, held[s])
-
-    def _at(self, vector: int) -> int:
-        """Packed pixels from a tile's first to those of a vector."""
-        segments = self.choice.strips.segments
-        return vector * self.output.lanes if segments is None else segments.reads[vector]
 
     def _read(self, x: Value, at: Value, index: int) -> Value:
         """The address that the offset numbered `index` from `at` on stands for."""
@@ -373,41 +253,59 @@ def emit(
     """
     f = kernel(plan.target, "conv_integer")
     s, dot = choice.strips, choice.dot
-    row_count = -(-shape.outputs // choice.shared)
     work = choice.work(shape, plan.threads)
-    offsets = Offsets.of(-(-shape.inputs // dot.channels), s.taps, s.span)
-    packed = pack(weights, offsets, dot, choice.shared, work, choice.block)
-    _, parts, blocks = packed.starts.shape
+    own = 2 if choice.chunk_rows else 3
     frame = IntegerFrame.open(
-        f, source, shape, s, dot, work, out, epilogue, own=3, merged=merged, columns=columns
+        f, source, shape, s, dot, work, out, epilogue, own=own, merged=merged, columns=columns
     )
-    stream, rows, starts = frame.own
-    counts = of_dtype(packed.rows.dtype)
-    code = _Code(
-        frame,
-        choice,
-        stream,
-        f.offset(rows, (frame.group * row_count + frame.part.first_row) * (3 * blocks), counts),
-        f.offset(starts, (frame.group * parts + frame.part.row_part) * blocks, I64),
-        blocks,
-        offsets,
-        counts,
-        row_lines(packed.stream, packed.rows),
-    )
-    plan.scratch(code.packed_bytes + work.most_rows * code.row_bytes)
-    frame.each_strip(code.tiles)
-    own = (packed.stream, packed.rows, packed.starts)
+    make = integer_wired.wire if choice.chunk_rows else _stream
+    made = make(plan, frame, shape, choice, work, weights, bias)
+    plan.scratch(made.code.packed_bytes + made.code.waiting_bytes)
+    frame.each_strip(made.code.tiles)
     dense = math.isclose(info["sparsity"], 0, abs_tol=0.02)
+    wired = ", nonzeros in code" if choice.chunk_rows else ""
     details = {
         **info,
-        "kernel": f"integer {'dense' if dense else 'sparse'}, {'gathered, ' * dot.gathers}{dot.name}",
+        "kernel": f"integer {'dense' if dense else 'sparse'}, {'gathered, ' * dot.gathers}{dot.name}{wired}",
         "tile": str(choice),
-        "entries": packed.entries,
+        "entries": made.entries,
         "estimated_cycles": choice.cycles,
     }
     if not dense:
         details["pattern"] = "single weights" if dot.gathers else f"blocks of {dot.channels} input channels"
-    start = (bias + packed.lacking.reshape(-1)).astype(np.int32)
-    words = integer_frame.operands(plan, source, s, out, epilogue, start, own)
+    words = integer_frame.operands(plan, source, s, out, epilogue, made.bias, made.operands)
     reads = [source, *epilogue.tensors]
     plan.step(f, words, work.tasks, reads=reads, writes=[out], barrier=barrier, info=details)
+
+
+def _stream(
+    plan: Plan,
+    frame: IntegerFrame,
+    shape: Shape,
+    choice: Choice,
+    work: Cut,
+    weights: np.ndarray[Any, Any],
+    bias: np.ndarray[Any, Any],
+) -> Made:
+    """Entries as a stream."""
+    f, dot, s = frame.function, choice.dot, choice.strips
+    row_count = -(-shape.outputs // choice.shared)
+    offsets = Offsets.of(-(-shape.inputs // dot.channels), s.taps, s.span)
+    packed = pack(weights, offsets, dot, choice.shared, work, choice.block)
+    _, parts, blocks = packed.starts.shape
+    stream, rows, starts = frame.own
+    counts = of_dtype(packed.rows.dtype)
+    code = _Streams(
+        frame,
+        choice,
+        work,
+        blocks,
+        stream,
+        f.offset(rows, (frame.group * row_count + frame.part.first_row) * (3 * blocks), counts),
+        f.offset(starts, (frame.group * parts + frame.part.row_part) * blocks, I64),
+        offsets,
+        counts,
+        row_lines(packed.stream, packed.rows),
+    )
+    own = [plan.constant(array) for array in (packed.stream, packed.rows, packed.starts)]
+    return Made(code, own, (bias + packed.lacking.reshape(-1)).astype(np.int32), packed.entries)

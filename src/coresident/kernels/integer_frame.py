@@ -259,13 +259,14 @@ def operands(
     out: Tensor,
     epilogue: IntegerEpilogue,
     bias: np.ndarray,
-    own: Sequence[np.ndarray],
+    own: Sequence[Operand],
 ) -> list[Operand]:
-    """The words that `IntegerFrame.open` reads; `own` are the kernel's own tables."""
+    """The words that `IntegerFrame.open` reads; `own` are the kernel's own."""
     words: list[Operand] = [
         source.address,
         out.address,
-        *(plan.constant(table) for table in (bias, strips.strips, strips.tiles, strips.runs, *own)),
+        *(plan.constant(table) for table in (bias, strips.strips, strips.tiles, strips.runs)),
+        *own,
         *epilogue.operands(plan),
     ]
     if _masked(strips, out):

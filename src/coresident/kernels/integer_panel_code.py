@@ -196,7 +196,8 @@ def emit(
     frame.each_strip(code.strip)
     # The last panel's lanes may be more than there are channels.
     readable = np.concatenate([bias, np.zeros(code.wide, np.int32)])
-    own = (packed.weights, np.array(outer, np.int32), packed.starts, packed.offsets, packed.rest)
+    tables = (packed.weights, np.array(outer, np.int32), packed.starts, packed.offsets, packed.rest)
+    own = [plan.constant(table) for table in tables]
     details = {
         **info,
         "kernel": f"integer dense, {dot.name}",

@@ -16,9 +16,9 @@ from coresident.graph.graph import Graph, Node
 from coresident.graph.operators.windows import TransposedWindow
 from coresident.kernels import cost, integer, integer_code
 from coresident.kernels.frame import Shape
-from coresident.kernels.integer_code import Choice
 from coresident.kernels.integer_epilogue import IntegerEpilogue
 from coresident.kernels.integer_strips import Places
+from coresident.kernels.integer_tiles import Choice
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Plan, Tensor, lowers
 from coresident.kernels.transposed import (

@@ -29,7 +29,7 @@ class Address:
     """A place in a buffer: of an activation (`buffer` is the planner's number) or of the constants.
 
     Args:
-        kind: "arena", "constant", "input" or "output".
+        kind: "arena", "constant", "code", "input" or "output".
         buffer: the planner's number of the buffer; the index of the port for inputs and outputs.
         offset: in bytes.
     """
@@ -114,6 +114,18 @@ class Plan(Protocol):
 
     def constant(self, array: np.ndarray[Any, Any]) -> Address:
         """Put packed weights or a table into the constants (64-byte aligned)."""
+
+    def write(self, function: Function, operands: Sequence[Operand], size: int) -> Address:
+        """Have machine code written when the program is loaded.
+
+        Args:
+            function: a kernel that writes it; its first word is the address to write to.
+            operands: its further words, constants and integers.
+            size: bytes of the code.
+
+        Returns:
+            Where it will be, an operand for steps (64-byte aligned).
+        """
 
     def scratch(self, size: int) -> None:
         """Make sure that each worker has this many bytes of scratch."""

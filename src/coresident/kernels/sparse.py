@@ -17,14 +17,14 @@ fill L1 three times over), and two rows abreast whose sums wait for each other's
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from coresident.codegen.types import F32
-from coresident.kernels import cost
+from coresident.kernels import cost, wired
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import (
@@ -34,6 +34,7 @@ from coresident.kernels.geometry import (
     can_run_flat,
     footprint,
     read_by_plane,
+    segments,
     tiles_of_spans,
 )
 from coresident.kernels.lowering import Plan, Tensor
@@ -44,6 +45,19 @@ from coresident.kernels.tiling import Cut, cut, divided, evened, unevenness
 MARGIN, SEGMENTS_MARGIN, SHORT_ROWS_MARGIN = 1.1, 1.0, 0.88
 """Measured over modelled cycles, relative to the dense kernel's (`bench/break_even.py`): of tiles of
 neighbouring pixels, of segments of one row, and of several."""
+
+CODE_MARGIN, FLAT_OVER_CODE, SEGMENTS_OVER_CODE = 1.15, 0.80, 1.1
+"""The same of nonzeros in code; and measured over modelled cycles of a stream of them, relative to those of
+code, where it meets neighbouring pixels and where segments."""
+
+TASK = 1500.0
+"""Cycles for a task to get its first chunk of code."""
+
+FIRST_TILE = 0.14
+"""Cycles for each byte of a thread's first tile, which chunks of code wait for."""
+
+PAGE = 4096
+"""Bytes, of which pages of memory mostly are."""
 
 SEGMENT_L1 = 2.0
 """Of the part of L1 that a tile's activations may fill: those that are packed."""
@@ -63,6 +77,7 @@ class Choice:
         cycles: as the cost model says.
         packing: of tiles of segments.
         channels_first: as `Cut` has it.
+        chunk_rows: output channels of a chunk of code (`wired.py`); 0 where nonzeros are a stream.
     """
 
     tiles: Tiles
@@ -71,16 +86,17 @@ class Choice:
     cycles: float
     packing: Packing | None = None
     channels_first: bool = False
+    chunk_rows: int = 0
 
     def work(self, shape: Shape, threads: int) -> Cut:
         """The tasks."""
-        rows, batch = shape.outputs // self.shared, shape.batch * shape.groups
+        rows, batch, unit = shape.outputs // self.shared, shape.batch * shape.groups, max(self.chunk_rows, 1)
         if self.packing is None:
-            first = self.channels_first
-            work = cut(self.tiles.count, rows, batch, threads, self.cycles, channels_first=first)
+            work = cut(self.tiles.count, rows, batch, threads, self.cycles, unit, self.channels_first)
             return evened(work, threads)
         # Each part of the rows packs the same tile.
-        return evened(divided(self.tiles.count, batch, rows, threads, self.cycles), threads)
+        work = divided(self.tiles.count, batch, rows, threads, self.cycles, row_unit=unit)
+        return evened(work, threads)
 
     def together(self, shape: Shape, threads: int) -> float:
         """Cycles that all threads take until the last one is done."""
@@ -94,7 +110,8 @@ class Choice:
         if self.packing is not None and self.packing.steps > 1:
             segments += f" in {self.packing.steps} steps"
         vectors = f"{self.tiles.vectors} vectors{segments}"
-        return f"{vectors} x {self.shared} channels, blocks of {self.block}{flat}"
+        rows = self.chunk_rows or self.shared
+        return f"{vectors} x {rows} channels, blocks of {self.block}{flat}"
 
     def packed_channels(self, inputs: int) -> int:
         """Input channels that lie packed at a time."""
@@ -109,6 +126,14 @@ class Choice:
             taps, stride = self.packing.taps, self.packing.span
         offsets: np.ndarray[Any, Any] = 4 * (channels[:, None] * stride + np.array(taps)[None, :])
         return offsets.astype(np.int32)
+
+    def asked(self, g: Geometry, lanes: int, passes: int) -> tuple[list[int], list[int]]:
+        """How the passes of a chunk ask for what the next tile reads of a channel: elements from the plane
+        where each begins, and from there to the lines that it asks for."""
+        if self.packing is not None:
+            return self.packing.asked(passes)
+        lines = {line for start, end in segments(g, lanes) for line in range(start, end + 15, 16)}
+        return [lanes * v for v in range(passes)], sorted(lines)
 
 
 def union_counts(nonzero: np.ndarray[Any, Any], shared: int, block: int, taps: int) -> np.ndarray[Any, Any]:
@@ -206,6 +231,19 @@ def choose(
     for choice in _segments(plan, machine, g, shape, out, epilogue, profiles):
         if choice.cycles < least and (taken := choice.together(shape, plan.threads)) < least:
             best, least = choice, taken
+    if wired.is_possible(plan.target):
+        if best is not None:
+            least *= FLAT_OVER_CODE if best.packing is None else SEGMENTS_OVER_CODE
+        for choice, chunks in _in_code(plan, machine, g, shape, nonzero, ways, out, epilogue):
+            taken = choice.together(shape, plan.threads)
+            work = choice.work(shape, plan.threads)
+            taken += chunks.fetched_again(plan.threads, work.row_parts) + TASK * work.tasks
+            if choice.packing is None:
+                # Nothing has asked for the first tile.
+                first = 4 * shape.inputs * footprint(g, choice.tiles.vectors * lanes)
+                taken += plan.threads * FIRST_TILE * first
+            if taken < least:
+                best, least = choice, taken
     return best
 
 
@@ -256,6 +294,59 @@ def _segments(
             one = one * packing.steps + shape.groups * packing.cycles * shape.inputs
             margin = SEGMENTS_MARGIN if packing.in_one_row else SHORT_ROWS_MARGIN
             yield Choice(cutting, 1, block, cutting.count * shape.batch * margin * one, packing)
+
+
+def _in_code(
+    plan: Plan,
+    machine: cost.Machine,
+    g: Geometry,
+    shape: Shape,
+    nonzero: np.ndarray[Any, Any],
+    ways: Sequence[tuple[bool, int]],
+    out: Tensor,
+    epilogue: Epilogue,
+) -> Iterator[tuple[Choice, cost.Chunks]]:
+    """Tiles of neighbouring pixels and of segments, with nonzeros as instructions, and these.
+
+    Args:
+        nonzero: [output channels, positions].
+        ways: to cut into tiles: (whether runs cross row ends, spans).
+    """
+    lanes, extras = plan.target.lanes(F32), [t.layout for t in epilogue.tensors]
+    by_plane = read_by_plane(plan, out)
+    cuts: list[tuple[Tiles, Packing | None]] = []
+    for flat, spans in ways:
+        for vectors in range(1, wired.MOST_VECTORS + 1):
+            cutting = tiles_of_spans(g.strides, out.layout, extras, lanes, vectors, flat, spans)
+            if cutting is not None and (cutting.full or vectors == cutting.rest_vectors):
+                cuts.append((cutting, None))
+    cuts += cut_segments(g, out.layout, extras, lanes, wired.MOST_VECTORS)
+    split = nonzero.reshape(shape.groups, shape.outputs, -1)
+    chunks = list(wired.ways(split, shape.inputs, plan.threads))
+    for cutting, packing in cuts:
+        unaligned = packing is None and not (cutting.flat and all(tap % lanes == 0 for tap in g.taps))
+        for rows, block, profile in chunks:
+            if packing is not None and 4 * block * packing.planes * packing.plane_span > machine.cache // 2:
+                continue
+            if packing is not None and packing.steps > 1 and 4 * shape.inputs * packing.span > machine.cache:
+                continue
+            pages = block * min(4 * g.channel_stride / PAGE, 1.0)
+            total = 0.0
+            for count, width in (
+                (cutting.full, cutting.vectors),
+                (cutting.count - cutting.full, cutting.rest_vectors),
+            ):
+                if packing is None:
+                    read = 4 * block * footprint(g, width * lanes)
+                    one = cost.wired_tile(machine, profile, width, unaligned, len(extras), True, read, pages)
+                else:
+                    one = cost.wired_tile(machine, profile, width, unaligned, len(extras), False)
+                    one += shape.groups * packing.storing_cycles * shape.outputs
+                    one = one * packing.steps + shape.groups * packing.cycles * shape.inputs
+                total += count * one
+            total = (total * shape.batch + profile.fetch) * CODE_MARGIN
+            first = by_plane and packing is None
+            yield Choice(cutting, 1, block, total, packing, first, rows), profile
 
 
 def _in_rounds(words: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -3,146 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from coresident.codegen import x86
 from coresident.codegen.builder import Value, Variable, kernel, word
 from coresident.codegen.types import F32, I32, I64
 from coresident.kernels import frame as frames
+from coresident.kernels import wired
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Frame, Here, Shape, Sums
 from coresident.kernels.geometry import Geometry
-from coresident.kernels.head import Head, HeadSums
-from coresident.kernels.lowering import Plan, Tensor
+from coresident.kernels.head import Head
+from coresident.kernels.lowering import Operand, Plan, Tensor
 from coresident.kernels.sparse import UNROLL, Choice, pack
-from coresident.kernels.sparse_segments import Packing
+from coresident.kernels.sparse_loops import Loops
+from coresident.kernels.wired_code import WiredLoops, ends
 
 
 @dataclass(frozen=True)
-class _Code:
-    """The kernel under construction.
+class _Streams(Loops):
+    """The kernel under construction, of a stream of nonzeros.
 
     Args:
-        frame: its arguments and its part of the work.
-        blocks: of input channels.
         stream: the nonzeros of all rows.
         starts: address of where in the stream each block of each part of the group's rows begins (int64).
         rows: address of the group's rows, part after part and in it block after block: (first output channel,
             nonzeros) as int32.
         row_lines: cache lines that a row takes in the stream, on average.
-        head: that adds the results up instead of having them stored, with addresses of its weights and bias.
     """
 
-    frame: Frame
-    g: Geometry
-    shape: Shape
-    choice: Choice
-    blocks: int
     stream: Value
     starts: Value
     rows: Value
     row_lines: int
-    head: tuple[Head, Value, Value] | None
-
-    @property
-    def packed(self) -> int:
-        """Elements of scratch that the packed channels take."""
-        packing = self.choice.packing
-        return 0 if packing is None else self.choice.packed_channels(self.shape.inputs) * packing.span
-
-    def _reads(self, vector: int) -> int:
-        """Elements from a tile's first to a vector."""
-        packing = self.choice.packing
-        return vector * self.frame.vector.lanes if packing is None else packing.segments.reads[vector]
-
-    def tile(self, here: Here) -> None:
-        """All steps of a tile."""
-        f, packing = self.frame.function, self.choice.packing
-        if packing is None:
-            self._step(here, f["scratch"], 0)
-            return
-        here = replace(here, segments=packing.segments)
-        if packing.steps == 1:
-            self._step(here, f["scratch"], 0)
-            return
-        with f.loop(0, packing.steps) as step:
-            offsets = [at + step * move for at, move in zip(here.offsets, packing.moves, strict=True)]
-            packed = f.offset(f["scratch"], step * packing.plane_span, F32)
-            self._step(replace(here, offsets=offsets), packed, step)
-
-    def _step(self, here: Here, packed: Value, step: Value | int) -> None:
-        """All rows of the task, block of input channels by block.
-
-        Args:
-            packed: address of what the step reads of the first channel, where it is packed.
-            step: of the tile.
-        """
-        f, part = self.frame.function, self.frame.part
-        self._begin_head(here)
-        with f.loop(0, self.blocks) as block:
-            first_channel = block * self.choice.block
-            channels = f.minimum(-first_channel + self.shape.inputs, self.choice.block)
-            if self.choice.packing is not None:
-                self._pack(self.choice.packing, here, first_channel, channels, step)
-            ahead, ahead_channels = self._ahead(here, block, channels, step)
-            if self.frame.work.pieces:
-                with f.loop(part.row_part, part.end_part) as rows:
-                    self._rows(here, packed, block, rows, ahead, ahead_channels)
-            else:
-                self._rows(here, packed, block, part.row_part, ahead, ahead_channels)
-        self._end_head(here)
 
     @property
     def waiting(self) -> int:
-        """Bytes of scratch for sums that wait between blocks."""
         if self.blocks == 1:
             return 0
         return self.frame.work.most_rows * self.choice.shared * self._tile_bytes
 
-    @property
-    def head_bytes(self) -> int:
-        """Of scratch for what a head adds up."""
-        return 0 if self.head is None else len(self.head[0].bias) * self._tile_bytes
-
-    @property
-    def _tile_bytes(self) -> int:
-        tiles = self.choice.tiles
-        return max(tiles.vectors, tiles.rest_vectors) * self.frame.vector.bytes
-
-    @property
-    def _added(self) -> Value:
-        return self.frame.function.offset(self.frame.function["scratch"], 4 * self.packed + self.waiting)
-
-    def _begin_head(self, here: Here) -> None:
-        """What a head has added is its bias at first."""
-        if self.head is None:
-            return
-        f, vector, (head, _, bias) = self.frame.function, self.frame.vector, self.head
-        for output in range(len(head.bias)):
-            start = f.splat(f.load(F32, bias, output), vector)
-            for v in range(here.vectors):
-                f.store(start, self._added, (output * here.vectors + v) * vector.lanes)
-
-    def _end_head(self, here: Here) -> None:
-        """Store what a head has added."""
-        if self.head is None:
-            return
-        f, vector, added = self.frame.function, self.frame.vector, self._added
-        for output in range(len(self.head[0].bias)):
-            first = output * here.vectors
-            row = [f.load(vector, added, (first + v) * vector.lanes) for v in range(here.vectors)]
-            Sums(self.frame, here, [f.constant(output, I64)], f.constant(0, I64), 1, added).finish([row])
-
     def _rows(
         self, here: Here, packed: Value, block: Value, part: Value, ahead: Value, ahead_channels: Value | int
     ) -> None:
-        """The rows of a part, one block of input channels.
-
-        Args:
-            ahead, ahead_channels: of `_ahead`; a share of them is asked for with each row.
-        """
         f, work = self.frame.function, self.frame.work
         first_row = work.first_row(part)
         count = work.first_row(part + 1) - first_row
@@ -165,50 +71,6 @@ class _Code:
             sums(f.minimum(r + asked, count - 1)).prefetch()
             nonzeros = f.convert(f.load(I32, table, r * 2 + 1), I64)
             self._row(here, sums(r), nonzeros, position, packed)
-
-    def _ahead(
-        self, here: Here, block: Value, channels: Value, step: Value | int
-    ) -> tuple[Value, Value | int]:
-        """Where the channels begin that are read next, and how many they are: those of the next block, or of
-        the next tile; while a tile goes on, those of this block in the next step."""
-        f, packing, stride = self.frame.function, self.choice.packing, self.g.channel_stride
-        following = (block + 1) * self.choice.block
-        if packing is not None and not isinstance(step, int):
-            planes = (step + packing.planes) * packing.plane_stride
-            return f.offset(here.x, block * (self.choice.block * stride) + planes, F32), channels
-        last = block.equals(self.blocks - 1)
-        left = f.minimum(-following + self.shape.inputs, self.choice.block)
-        plane = f.offset(here.x, following * stride, F32)
-        return f.select(last, here.ahead, plane), f.select(last, self.choice.block, left)
-
-    def _pack(self, packing: Packing, here: Here, first: Value, channels: Value, step: Value | int) -> None:
-        """Pack the channels of a block for a step."""
-        f, vector = self.frame.function, self.frame.vector
-        with f.loop(0, channels) as c:
-            source = f.offset(here.x, (first + c) * self.g.channel_stride, F32)
-            place = c if isinstance(step, int) else first + c
-            target = f.offset(f["scratch"], place * packing.span, F32)
-            packing.pack(f, vector, source, target, self.g.channel_stride, step)
-
-    def _prefetch(self, here: Here, plane: Value, first: Value, end: Value) -> None:
-        """Ask for what comes next of the channels first..end of the planes at an address."""
-        f, packing = self.frame.function, self.choice.packing
-        if packing is None:
-            self.frame.prefetch_channels(self.g, here, plane, first, end)
-            return
-        with f.loop(first, end) as c:
-            packing.prefetch(f, f.offset(plane, c * self.g.channel_stride, F32))
-
-    def _sums(self, here: Here, block: Value, channel: Value) -> Sums:
-        """Those of the row from output channel `channel` of the group on, in a block of input channels."""
-        f, frame, shared = self.frame.function, self.frame, self.choice.shared
-        place = (channel - frame.part.first_row * shared) * (here.vectors * frame.vector.lanes)
-        waiting = f.offset(f["scratch"], place + self.packed, F32)
-        channels = [frame.channel_base + channel + s for s in range(shared)]
-        if self.head is None:
-            return Sums(frame, here, channels, block, self.blocks, waiting)
-        head, weights, _ = self.head
-        return HeadSums(frame, here, channels, block, self.blocks, waiting, head, weights, self._added)
 
     def _row(self, here: Here, sums: Sums, nonzeros: Value, position: Variable, packed: Value) -> None:
         """The channels of one row, one block of input channels."""
@@ -313,38 +175,23 @@ def emit(
         head: whose output `out` is, and whose the epilogue; a task then has all rows.
     """
     f = kernel(plan.target, "conv_sparse")
-    t, shared = choice.tiles, choice.shared
-    row_count = shape.outputs // shared
     work = choice.work(shape, plan.threads)
-    packed = pack(weights, g, choice, work)
-    _, parts, blocks = packed.starts.shape
-    frame = Frame.open(f, g, shape, t, work, out, epilogue)
-    stream, rows, starts = (word(f, frame.words + i) for i in range(3))
-    adding = None if head is None else (head, word(f, frame.words + 3), word(f, frame.words + 4))
-    code = _Code(
-        frame,
-        g,
-        shape,
-        choice,
-        blocks,
-        stream,
-        f.offset(starts, frame.group * (parts * blocks), I64),
-        f.offset(rows, frame.group * (row_count * 2 * blocks), I32),
-        frames.row_lines(packed.stream, packed.rows),
-        adding,
-    )
+    frame = Frame.open(f, g, shape, choice.tiles, work, out, epilogue)
+    make = _wired if choice.chunk_rows else _streamed
+    own = 2 if choice.chunk_rows else 3
+    adding = None if head is None else (head, word(f, frame.words + own), word(f, frame.words + own + 1))
+    code, constants = make(plan, frame, g, shape, choice, weights, bias.astype(np.float32), adding)
     plan.scratch(4 * code.packed + code.waiting + code.head_bytes)
     frame.each_tile(code.tile)
     operands = [
-        *frames.operands(plan, g, t, out, epilogue, plan.constant(bias.astype(np.float32)), work),
-        plan.constant(packed.stream),
-        plan.constant(packed.rows),
-        plan.constant(packed.starts),
+        *frames.operands(plan, g, choice.tiles, out, epilogue, plan.constant(bias.astype(np.float32)), work),
+        *constants,
         *(plan.constant(array) for array in ((head.weights, head.bias) if head is not None else ())),
     ]
+    shared = choice.shared
     details = {
         **info,
-        "kernel": "sparse",
+        "kernel": "sparse, nonzeros in code" if choice.chunk_rows else "sparse",
         "pattern": "unstructured" if shared == 1 else f"shared by {shared} output channels",
         "shared": shared,
         "tile": str(choice),
@@ -353,3 +200,74 @@ def emit(
     reads = [g.source, *epilogue.tensors]
     over = epilogue.tensors if choice.packing is None else ()
     plan.step(f, operands, work.tasks, reads=reads, writes=[out], over=over, barrier=barrier, info=details)
+
+
+def _streamed(
+    plan: Plan,
+    frame: Frame,
+    g: Geometry,
+    shape: Shape,
+    choice: Choice,
+    weights: np.ndarray[Any, Any],
+    bias: np.ndarray[Any, Any],
+    head: tuple[Head, Value, Value] | None,
+) -> tuple[Loops, list[Operand]]:
+    """Nonzeros as a stream, and the operands that hold it."""
+    f, row_count = frame.function, shape.outputs // choice.shared
+    packed = pack(weights, g, choice, frame.work)
+    _, parts, blocks = packed.starts.shape
+    stream, rows, starts = (word(f, frame.words + i) for i in range(3))
+    code = _Streams(
+        frame,
+        g,
+        shape,
+        choice,
+        blocks,
+        head,
+        stream,
+        f.offset(starts, frame.group * (parts * blocks), I64),
+        f.offset(rows, frame.group * (row_count * 2 * blocks), I32),
+        frames.row_lines(packed.stream, packed.rows),
+    )
+    return code, [plan.constant(array) for array in (packed.stream, packed.rows, packed.starts)]
+
+
+def _wired(
+    plan: Plan,
+    frame: Frame,
+    g: Geometry,
+    shape: Shape,
+    choice: Choice,
+    weights: np.ndarray[Any, Any],
+    bias: np.ndarray[Any, Any],
+    head: tuple[Head, Value, Value] | None,
+) -> tuple[Loops, list[Operand]]:
+    """Nonzeros as instructions, and the operands that hold them."""
+    f, (groups, outputs, inputs, taps) = frame.function, weights.shape
+    lanes, output, tiles = frame.vector.lanes, frame.output, choice.tiles
+    blocks = -(-inputs // choice.block)
+    direct = choice.packing is None and head is None and not output.streams and output.mask is None
+    passes = max(tiles.vectors if tiles.full else 0, tiles.rest_vectors)
+    begins, lines = choice.asked(g, lanes, passes)
+    asks = 4 * (g.channel_stride * np.arange(choice.block)[:, None] + np.array(lines)[None, :])
+    wiring = wired.Wiring(
+        choice.chunk_rows,
+        choice.block * taps,
+        passes,
+        choice.offsets(inputs, g),
+        x86.MULTIPLY_ADD,
+        ends(output.epilogue, tiles, lanes) if direct else None,
+        (4 * output.channel_strides[0], 4 * output.channel_strides[-1]),
+        asks.astype(np.int32),
+        -(-frame.work.most_rows // choice.chunk_rows),
+    )
+    split = weights.astype(np.float32, copy=False).reshape(groups, outputs, inputs * taps)
+    packed = wired.Wired.of(split, bias.reshape(groups, outputs), wiring)
+    code, starts = (word(f, frame.words + i) for i in range(2))
+    each = len(packed.starts) // groups
+    starts = f.offset(starts, frame.group * (3 * each), I64)
+    loops = WiredLoops(
+        frame, g, shape, choice, blocks, head, wiring, code, starts, packed.ahead, tuple(begins)
+    )
+    wired.fetch(f, code, starts, frame.part.first_row / choice.chunk_rows * blocks)
+    return loops, [wired.write(plan, packed, wiring), plan.constant(packed.starts)]

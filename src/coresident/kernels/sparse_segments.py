@@ -34,6 +34,7 @@ from coresident.kernels.spread import (
     transposed,
 )
 from coresident.kernels.strides import Phases
+from coresident.kernels.wired import asked
 
 STEPS = (1, 2, 4, 8, 16)
 """Steps of a tile worth trying."""
@@ -175,12 +176,24 @@ class Packing:
 
     def _ask(self, f: Function, plane: Value, starts: Sequence[int], near: bool) -> None:
         """Ask for rows of lanes, L1 or L2."""
+        for start in dict.fromkeys(starts):
+            for at in range(0, self._row_lines * 16, 16):
+                f.prefetch(plane, 4 * (start + at), near=near)
+
+    @property
+    def _row_lines(self) -> int:
+        """Cache lines that a row of lanes may touch."""
         spread = self.segments.spread
         beyond = max(first + self.step * (groups - spread.width) for first, groups in self.columns)
-        width = self.step * spread.pixels + beyond
-        for start in dict.fromkeys(starts):
-            for at in range(0, width + 15, 16):
-                f.prefetch(plane, 4 * (start + at), near=near)
+        return -(-(self.step * spread.pixels + beyond + 15) // 16)
+
+    def asked(self, passes: int) -> tuple[list[int], list[int]]:
+        """How to ask for what `prefetch` asks for in some passes: elements from the plane where each pass
+        begins, and from there to what it asks for."""
+        planes = range(self.planes if self.steps == 1 else 1)
+        rows = sorted({start for row in self.rows for start in row})
+        rows = [plane * self.plane_stride + row for plane in planes for row in rows]
+        return asked([(row, self._row_lines) for row in rows], passes)
 
 
 def cuts(

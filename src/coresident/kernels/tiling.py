@@ -158,7 +158,13 @@ def cut(
 
 
 def divided(
-    strips: int, batch: int, rows: int, threads: int, cycles: float, channels_first: bool = False
+    strips: int,
+    batch: int,
+    rows: int,
+    threads: int,
+    cycles: float,
+    channels_first: bool = False,
+    row_unit: int = 1,
 ) -> Cut:
     """The tasks: strips if there are enough of them, since parts of the rows pack the same strip each.
 
@@ -167,19 +173,21 @@ def divided(
         batch: pictures times groups.
         cycles: of all the work on one core, as estimated.
         channels_first: give each thread rows of its own, if there are enough.
+        row_unit: rows are split at multiples of it.
     """
+    row_units = -(-rows // row_unit)
     if threads == 1 or cycles < 6000:
-        return Cut(strips, 1, rows, 1, 1, batch)
-    if channels_first and batch == 1 and rows >= threads:
-        return Cut(strips, 1, rows, threads, 1, batch, channels_first=True)
+        return Cut(strips, 1, rows, 1, row_unit, batch)
+    if channels_first and batch == 1 and row_units >= threads:
+        return Cut(strips, 1, rows, threads, row_unit, batch, channels_first=True)
     wanted = max(threads, min(threads * 6, int(cycles // 15000)))
     # Parts of one size, or single strips: of 16 strips in 12 parts a thread of two would get 9.
     size = -(-strips * batch // (2 * wanted))
     tile_parts = -(-strips // size)
     have = tile_parts * batch
     enough = have >= 4 * threads or (have >= threads and have % threads == 0)
-    row_parts = 1 if enough else min(rows, -(-threads // have) if have < threads else 2)
-    return Cut(strips, tile_parts, rows, row_parts, 1, batch)
+    row_parts = 1 if enough else min(row_units, -(-threads // have) if have < threads else 2)
+    return Cut(strips, tile_parts, rows, row_parts, row_unit, batch)
 
 
 def evened(work: Cut, threads: int) -> Cut:

@@ -30,7 +30,7 @@ from coresident.runtime.files import read_in_place, write_atomically
 from coresident.runtime.program import Port, Program, Step, Word
 
 MAGIC = b"\x89CRES\r\n\x1a"
-VERSION = 4
+VERSION = 5
 """Of the file's form; rises with every change of it or of `Program`."""
 
 DTYPES = frozenset(
@@ -157,6 +157,8 @@ def serialised(artifact: Artifact) -> Iterator[bytes | memoryview]:
             "constants": sections.index(program.constants, _CONSTANTS_ALIGNMENT),
             "inputs": [asdict(port) for port in program.inputs],
             "outputs": [asdict(port) for port in program.outputs],
+            "code_bytes": program.code_bytes,
+            "writers": [asdict(step) for step in program.writers],
             "preparation": [asdict(step) for step in program.preparation],
             "steps": [asdict(step) for step in program.steps],
             "arena_bytes": program.arena_bytes,
@@ -286,6 +288,8 @@ def _program(tables: dict[str, Any], contents: list[memoryview]) -> Program:
     return Program(
         inputs=tuple(_port(port) for port in tables["inputs"]),
         outputs=outputs,
+        code_bytes=_size(tables["code_bytes"]),
+        writers=tuple(_step(step) for step in tables["writers"]),
         preparation=tuple(_step(step) for step in tables["preparation"]),
         steps=tuple(_step(step) for step in tables["steps"]),
         objects=tuple(bytes(contents[_size(index)]) for index in tables["objects"]),

@@ -12,7 +12,7 @@ import numpy as np
 
 from coresident.errors import ArtifactError, InputError, ResourceError, TargetError
 from coresident.runtime import abi, cpu, elf
-from coresident.runtime.memory import Memory, round_up
+from coresident.runtime.memory import CodeMemory, Memory, round_up
 from coresident.runtime.program import Port, Program
 from coresident.runtime.team import EntryPoints, Team, team_of
 
@@ -21,6 +21,7 @@ Array = np.ndarray[Any, Any]
 _BYTE = ctypes.c_char
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
 _ALIGNMENT = 64
+_MOST_INTEGER = (1 << 63) - 1
 _GUARD = 4096
 """Bytes after the arena and after each worker's scratch that vectors may run over."""
 
@@ -116,7 +117,9 @@ def _leave(team: Team, job: int, memory: Memory) -> None:
 class _Layout:
     """What all contexts of a program share: code, constants, and words without the arena's address."""
 
-    def __init__(self, program: Program, threads: int, entry: EntryPoints, constants: int) -> None:
+    def __init__(
+        self, program: Program, threads: int, entry: EntryPoints, constants: int, written: int
+    ) -> None:
         code = entry.code
         self.threads, self.entry = threads, entry
         self.arena_bytes, self.scratch_bytes = program.arena_bytes, program.scratch_bytes
@@ -142,6 +145,8 @@ class _Layout:
                         words.append(value & (1 << 64) - 1)
                     case "constant" if 0 <= value <= bytes_of_constants:
                         words.append(constants + value)
+                    case "code" if 0 <= value <= program.code_bytes:
+                        words.append(written + value)
                     case "arena" if 0 <= value <= program.arena_bytes:
                         words.append(value)
                         arena.append(place)
@@ -199,7 +204,8 @@ class Executor:
         self.program, self.threads = program, threads
         self._entry = EntryPoints(elf.load(program.objects, machine))
         self._constants, address = _aligned(program.constants)
-        self._layout = _Layout(program, threads, self._entry, address)
+        self._written = written_code(program, self._entry.code, address)
+        self._layout = _Layout(program, threads, self._entry, address, self._written.address)
         self._inputs = [_Place(port, places) for port, places in zip(program.inputs, self._layout.inputs)]
         self._outputs = [_Place(port, places) for port, places in zip(program.outputs, self._layout.outputs)]
         self._cuts = _cuts(program.outputs)
@@ -216,7 +222,8 @@ class Executor:
         """Weights, code, and the activations of one call on each stream."""
         program = self.program
         call = program.arena_bytes + program.scratch_bytes * self.threads
-        return len(program.constants) + sum(map(len, program.objects)) + call * len(self._free)
+        code = sum(map(len, program.objects)) + program.code_bytes
+        return len(program.constants) + code + call * len(self._free)
 
     def run(self, arrays: Sequence[Array], stream: int = 0) -> list[Array]:
         """One inference.
@@ -367,6 +374,40 @@ class _Place:
         address = _address(raw)
         skip = -address % _ALIGNMENT
         return np.ndarray(self.shape, self.dtype, raw, skip), address + skip
+
+
+def written_code(program: Program, code: elf.LoadedCode, constants: int) -> CodeMemory:
+    """The machine code that the program's writers write, ready to be executed.
+
+    Args:
+        code: of the program.
+        constants: their address.
+
+    Raises:
+        ArtifactError: an argument is out of bounds.
+        ResourceError: the system refuses executable memory.
+    """
+    memory = CodeMemory(program.code_bytes)
+    bounds = {"constant": (constants, len(program.constants)), "code": (memory.address, program.code_bytes)}
+    writers = []
+    for step in program.writers:
+        words = []
+        for kind, value in step.words:
+            start, size = bounds.get(kind, (0, _MOST_INTEGER if kind == "integer" else -1))
+            if not 0 <= value <= size:
+                raise ArtifactError(f"the writer {step.kernel} has an argument out of bounds: {kind} {value}")
+            words.append(start + value)
+        writers.append(
+            (_KERNEL(code.address(step.kernel)), (ctypes.c_uint64 * len(words))(*words), step.tasks)
+        )
+
+    def put(_: int) -> None:
+        for kernel, words, tasks in writers:
+            for task in range(tasks):
+                kernel(ctypes.addressof(words), task, None)
+
+    memory.write(put, [(0, program.code_bytes, "code")])
+    return memory
 
 
 def _address(array: Array) -> int:

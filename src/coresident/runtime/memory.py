@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -84,6 +84,7 @@ def _library() -> Any:
     library.mmap.restype = ctypes.c_void_p
     library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_ssize_t]
     library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     library.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return library
 
@@ -97,7 +98,9 @@ def yield_function() -> tuple[int, bool]:
 
 
 class CodeMemory:
-    """Pages that will hold code: reserved, then filled once with `commit`; released when garbage-collected.
+    """Pages that will hold code: reserved, then filled once; released when garbage-collected.
+
+    Memory of 2 MiB and more starts at a multiple of that and asks for huge pages.
 
     Args:
         size: in bytes.
@@ -108,8 +111,14 @@ class CodeMemory:
 
     def __init__(self, size: int) -> None:
         self.size = round_up(max(size, 1), PAGE)
-        self.address = _reserve(self.size)
-        self._release = weakref.finalize(self, _free, self.address, self.size)
+        unit = HUGE_PAGE if self.size >= HUGE_PAGE else PAGE
+        reserved = self.size + unit - PAGE
+        start = _reserve(reserved)
+        self.address = round_up(start, unit)
+        self._release = weakref.finalize(self, _free, start, reserved)
+        if unit == HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+            # A wish: kernels built without huge pages refuse it.
+            _library().madvise(self.address, self.size, mmap.MADV_HUGEPAGE)
         self._release.atexit = False
 
     def commit(self, image: bytes | bytearray, parts: Sequence[tuple[int, int, Protection]]) -> None:
@@ -117,21 +126,33 @@ class CodeMemory:
 
         Args:
             image: of at most `size` bytes.
-            parts: (offset, size, protection); offsets are multiples of PAGE, and no two share a page.
+            parts: as `write` takes them.
 
         Raises:
             ResourceError: the system does not let this process have executable pages.
         """
         assert len(image) <= self.size
         source = (ctypes.c_char * len(image)).from_buffer_copy(image)
+        self.write(lambda address: ctypes.memmove(address, source, len(image)), parts)
+
+    def write(self, put: Callable[[int], object], parts: Sequence[tuple[int, int, Protection]]) -> None:
+        """Have the memory written, from its address on, and protect its parts.
+
+        Args:
+            put: writes at an address.
+            parts: (offset, size, protection); offsets are multiples of PAGE, and no two share a page.
+
+        Raises:
+            ResourceError: the system does not let this process have executable pages.
+        """
         if _SWITCHED:
             library = _library()
             library.pthread_jit_write_protect_np(0)
-            ctypes.memmove(self.address, source, len(image))
+            put(self.address)
             library.pthread_jit_write_protect_np(1)
-            library.sys_icache_invalidate(ctypes.c_void_p(self.address), ctypes.c_size_t(len(image)))
+            library.sys_icache_invalidate(ctypes.c_void_p(self.address), ctypes.c_size_t(self.size))
             return
-        ctypes.memmove(self.address, source, len(image))
+        put(self.address)
         for offset, size, protection in parts:
             if size:
                 _protect(self.address + offset, round_up(size, PAGE), protection)

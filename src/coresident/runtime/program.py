@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from coresident.errors import ArtifactError
 
-Word = tuple[Literal["integer", "constant", "arena", "input", "output"], int]
-"""One argument: an integer, a byte offset into constants or arena, or the index of an input or output."""
+Word = tuple[Literal["integer", "constant", "code", "arena", "input", "output"], int]
+"""One argument: an integer, a byte offset into constants, written code or arena, or the index of an input or
+output."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,9 @@ class Program:
         scratch_bytes: scratch of one worker.
         target: `Target.key` of the CPU compiled for.
         features: CPU features that the code uses, which a machine that loads it must have.
+        code_bytes: machine code that is written when the program is loaded.
+        writers: steps that write it, run once, in order, before it can be executed; their arguments are
+            integers, constants and places in that code.
         preparation: steps that are run once, in order, when the memory of a call is made. What they write to
             the arena no step changes.
         info: about the whole: model name, compile seconds, warnings; and of `pictures`, if the program is for
@@ -118,6 +122,8 @@ class Program:
     scratch_bytes: int
     target: str
     features: tuple[str, ...]
+    code_bytes: int = 0
+    writers: tuple[Step, ...] = ()
     preparation: tuple[Step, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
 

@@ -98,6 +98,8 @@ class Planner:
         self._included: set[str] = set()
         self._over: list[tuple[int, int, int]] = []
         self._scratch = 0
+        self._writers: list[tuple[str, tuple[Operand, ...]]] = []
+        self._written = 0
         self._node, self._op = "", ""
 
     # What lowerings ask
@@ -222,6 +224,12 @@ class Planner:
             packed.view[at : at + data.size] = data.data
         return packed.view[: self._constants_end].toreadonly()
 
+    def write(self, function: Function, operands: Sequence[Operand], size: int) -> Address:
+        place = Address("code", 0, self._written)
+        self._written += -(-size // _LINE) * _LINE
+        self._writers.append((self._symbol(function), (place, *operands)))
+        return place
+
     def scratch(self, size: int) -> None:
         self._scratch = max(self._scratch, -(-size // _LINE) * _LINE)
 
@@ -294,6 +302,11 @@ class Planner:
             scratch_bytes=self._scratch,
             target=self.target.key,
             features=tuple(sorted(self.target.features)),
+            code_bytes=self._written,
+            writers=tuple(
+                Step(symbol, tuple(self._word(operand, offsets) for operand in operands), 1)
+                for symbol, operands in self._writers
+            ),
             info=info or {},
         )
 
@@ -356,6 +369,8 @@ class Planner:
             return ("arena", offsets[operand.buffer] + operand.offset)
         if operand.kind == "constant":
             return ("constant", operand.offset)
+        if operand.kind == "code":
+            return ("code", operand.offset)
         if operand.offset:
             raise AssertionError("a view into a user's array needs an integer offset")
         return ("input" if operand.kind == "input" else "output", operand.buffer)
