@@ -216,7 +216,7 @@ class Chunks:
     @property
     def fetch(self) -> float:
         """Cycles for a core to get all of them."""
-        return FETCH * self.size
+        return (FETCH if self.size < LARGE_CODE else 2 * FETCH) * self.size
 
     def fetched_again(self, threads: int, row_parts: int) -> float:
         """Cycles of all threads but the first to get what the first has, too.
@@ -227,8 +227,9 @@ class Chunks:
         return self.fetch * max(0.0, threads / row_parts - 1)
 
 
-FETCH = 0.15
-"""Cycles for each byte of code and weights that a core gets for the first time since the last call."""
+FETCH, LARGE_CODE = 0.12, 2 << 20
+"""Cycles for each byte of code and weights that a core gets for the first time since the last call; and bytes
+of a layer from which on it takes twice as long, since they come from memory."""
 
 
 def wired_tile(

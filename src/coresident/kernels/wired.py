@@ -210,8 +210,8 @@ def _code_bytes(
     else:
         size += _SHORT * rows
     size += _ARGUMENT * len(x86.FREE) + 8
-    # Its own share of what lies behind it, which is about as long.
-    lines = -(-(size + 4 * weights) // (64 * wiring.passes))
+    # A share of the two chunks behind it, which are about as long: of one alone, asked for last, much is late.
+    lines = -(-2 * (size + 4 * weights) // (64 * wiring.passes))
     return -(-(size + _ASK * lines) // 64) * 64, lines
 
 
