@@ -9,6 +9,7 @@ from support import RUN_TARGETS, TARGETS, WIDTHS, few, graph_of, run_graph
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operator import Array, evaluate
+from coresident.kernels import sparse, wired
 from coresident.kernels.head import MOST_OUTPUTS
 from coresident.schedule.planner import Planner
 
@@ -67,6 +68,21 @@ def test_heads(seed: int, target: str) -> None:
     graph, feeds = _network(seed, int(rng.choice([2, 3])), outputs, extent)
     _check(graph, feeds, target, 1 + seed % 2)
     assert _convolutions(graph, target) == [["before", "head"]]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("seed", few(range(20), 4))
+def test_heads_behind_code(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the sparse convolution's nonzeros are instructions, sums of several chunks are added up."""
+    for over, value in (("FLAT_OVER_CODE", 1e9), ("SEGMENTS_OVER_CODE", 1e9), ("CODE_MARGIN", 1e-9)):
+        monkeypatch.setattr(sparse, over, value)
+    monkeypatch.setattr(wired, "MOST_ROWS", (31, 4)[seed % 2])
+    monkeypatch.setattr(wired, "CHUNK_BYTES", (28 << 10, 500)[seed // 2 % 2])
+    graph, feeds = _network(2000 + seed, 2, 1 + seed % MOST_OUTPUTS, (7, 14, 29, 64)[seed % 4])
+    _check(graph, feeds, target, 1)
+    steps = Planner(graph, RUN_TARGETS[target], 1).program().steps
+    kernels = [step.info["kernel"] for step in steps if step.info["nodes"] == ["before", "head"]]
+    assert ["in code" in kernel for kernel in kernels] == [wired.is_possible(RUN_TARGETS[target])]
 
 
 @pytest.mark.parametrize("target", TARGETS)

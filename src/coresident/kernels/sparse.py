@@ -56,6 +56,9 @@ TASK = 1500.0
 FIRST_TILE = 0.14
 """Cycles for each byte of a thread's first tile, which chunks of code wait for."""
 
+MOST_BYTES = 1 << 31
+"""Of a picture's activations, that offsets in streams and code reach."""
+
 PAGE = 4096
 """Bytes, of which pages of memory mostly are."""
 
@@ -150,11 +153,13 @@ def choose(
     plan: Plan, g: Geometry, shape: Shape, weights: np.ndarray[Any, Any], out: Tensor, epilogue: Epilogue
 ) -> Choice | None:
     """The tile, block and sharing that should be fastest; None where pixels lie apart in the input's rows,
-    and tiles of segments do not fit.
+    and tiles of segments do not fit, or where channels are further apart than `MOST_BYTES`.
 
     Args:
         weights: [groups, outputs, inputs, taps].
     """
+    if 4 * shape.inputs * g.channel_stride >= MOST_BYTES:
+        return None
     machine = cost.Machine.of(plan.target)
     lanes = plan.target.lanes(F32)
     extras = [t.layout for t in epilogue.tensors]

@@ -18,7 +18,7 @@ from coresident.kernels.frame import Frame, Here, Shape, Sums
 from coresident.kernels.geometry import Geometry
 from coresident.kernels.head import Head
 from coresident.kernels.lowering import Operand, Plan, Tensor
-from coresident.kernels.sparse import UNROLL, Choice, pack
+from coresident.kernels.sparse import MOST_BYTES, UNROLL, Choice, pack
 from coresident.kernels.sparse_loops import Loops
 from coresident.kernels.wired_code import WiredLoops, ends
 
@@ -247,6 +247,7 @@ def _wired(
     lanes, output, tiles = frame.vector.lanes, frame.output, choice.tiles
     blocks = -(-inputs // choice.block)
     direct = choice.packing is None and head is None and not output.streams and output.mask is None
+    direct = direct and 4 * choice.chunk_rows * max(output.channel_strides) < MOST_BYTES
     passes = max(tiles.vectors if tiles.full else 0, tiles.rest_vectors)
     begins, lines = choice.asked(g, lanes, passes)
     asks = 4 * (g.channel_stride * np.arange(choice.block)[:, None] + np.array(lines)[None, :])

@@ -210,7 +210,7 @@ def _code_bytes(
     else:
         size += _SHORT * rows
     size += _ARGUMENT * len(x86.FREE) + 8
-    # A share of the two chunks behind it, which are about as long: of one alone, asked for last, much is late.
+    # A share of the two chunks behind, about as long as it: of one alone, much comes late.
     lines = -(-2 * (size + 4 * weights) // (64 * wiring.passes))
     return -(-(size + _ASK * lines) // 64) * 64, lines
 
