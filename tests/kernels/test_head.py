@@ -76,6 +76,7 @@ def test_heads_behind_code(seed: int, target: str, monkeypatch: pytest.MonkeyPat
     """Where the sparse convolution's nonzeros are instructions, sums of several chunks are added up."""
     for over, value in (("FLAT_OVER_CODE", 1e9), ("SEGMENTS_OVER_CODE", 1e9), ("CODE_MARGIN", 1e-9)):
         monkeypatch.setattr(sparse, over, value)
+    monkeypatch.setattr(sparse, "FEWEST_PRODUCTS", 0.0)
     monkeypatch.setattr(wired, "MOST_ROWS", (31, 4)[seed % 2])
     monkeypatch.setattr(wired, "CHUNK_BYTES", (28 << 10, 500)[seed // 2 % 2])
     graph, feeds = _network(2000 + seed, 2, 1 + seed % MOST_OUTPUTS, (7, 14, 29, 64)[seed % 4])

@@ -30,6 +30,7 @@ def _force(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     monkeypatch.setattr(sparse, "FLAT_OVER_CODE", 1e9)
     monkeypatch.setattr(sparse, "SEGMENTS_OVER_CODE", 1e9)
     monkeypatch.setattr(sparse, "CODE_MARGIN", 1e-9)
+    monkeypatch.setattr(sparse, "FEWEST_PRODUCTS", 0.0)
     monkeypatch.setattr(wired, "MOST_ROWS", (31, 3, 8, 1)[seed % 4])
     monkeypatch.setattr(wired, "CHUNK_BYTES", (28 << 10, 300)[seed // 4 % 2])
     cycles = integer._cycles

@@ -218,6 +218,10 @@ class Chunks:
         """Cycles for a core to get all of them."""
         return (FETCH if self.size < LARGE_CODE else 2 * FETCH) * self.size
 
+    def refetch(self, machine: Machine) -> float:
+        """Cycles to get them once more for the next tile."""
+        return (0.03 if self.size < machine.cache else FETCH) * self.size
+
     def fetched_again(self, threads: int, row_parts: int) -> float:
         """Cycles of all threads but the first to get what the first has, too.
 
@@ -252,12 +256,12 @@ def wired_tile(
         pages: of memory that they lie in.
     """
     fma = chunks.products / machine.fmas
-    # A broadcast element takes half of what a vector takes.
-    load = (0.5 * chunks.products + chunks.loads * (1.8 if unaligned else 1.0)) / machine.loads
+    # A broadcast element takes half of what a vector takes; both more where there are few products between.
+    load = 1.3 * (0.5 * chunks.products + chunks.loads * (1.8 if unaligned else 1.0)) / machine.loads
     # Pixels come from L2, at least to the first chunk that reads them, and the first TLB has 72 entries.
     missed = min(max(tile_bytes - 0.6 * machine.l1_bytes, 0.0) / (2.8 * machine.l1_bytes), 1.0)
     missed = max(missed, min(2 / chunks.parts, 1.0) if tile_bytes else 0.0)
     far = chunks.loads * (0.7 * missed + 1.2 * max(0.0, 1 - 72 / max(pages, 1.0)))
     ends = 3.0 * chunks.rows * (chunks.blocks + extras) + 25 * chunks.parts * chunks.blocks
     finish = 0.0 if direct else chunks.rows * (vectors * (3.5 + 3.5 * extras) + 12)
-    return vectors * (max(fma, load) * 1.1 + far + ends) + 0.03 * chunks.size + finish
+    return vectors * (max(fma, load) * 1.1 + far + ends) + finish

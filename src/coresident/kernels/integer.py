@@ -434,7 +434,8 @@ def _code_cycles(
     tile = CODE_MARGIN * (tile + chunks.rows * (2.0 + (rates.vector + 1.5 + rates.tensor * extras) * vectors))
     packing = shape.groups * _packing(machine, strips, rates, elements, Dot.of(plan.target))
     count = len(strips.strips)
-    total = shape.batch * (len(strips.tiles) * tile + packing + 300.0 * count)
+    again = (len(strips.tiles) - 1) * chunks.refetch(machine)
+    total = shape.batch * (len(strips.tiles) * tile + again + packing + 300.0 * count)
     work = divided(
         count, shape.batch * shape.groups, shape.outputs, plan.threads, total, by_plane, chunk_rows
     )

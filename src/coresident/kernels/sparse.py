@@ -50,6 +50,9 @@ CODE_MARGIN, FLAT_OVER_CODE, SEGMENTS_OVER_CODE = 1.15, 0.80, 1.1
 """The same of nonzeros in code; and measured over modelled cycles of a stream of them, relative to those of
 code, where it meets neighbouring pixels and where segments."""
 
+FEWEST_PRODUCTS = 2.0
+"""For each load of pixels that lie far apart, below which streams are always faster."""
+
 TASK = 1500.0
 """Cycles for a task to get its first chunk of code."""
 
@@ -325,12 +328,16 @@ def _in_code(
             cutting = tiles_of_spans(g.strides, out.layout, extras, lanes, vectors, flat, spans)
             if cutting is not None and (cutting.full or vectors == cutting.rest_vectors):
                 cuts.append((cutting, None))
-    cuts += cut_segments(g, out.layout, extras, lanes, wired.MOST_VECTORS)
+    # Where strides are packed phase by phase, streams were faster: they pack fewer channels at a time.
+    if g.is_unstrided:
+        cuts += cut_segments(g, out.layout, extras, lanes, wired.MOST_VECTORS)
     split = nonzero.reshape(shape.groups, shape.outputs, -1)
     chunks = list(wired.ways(split, shape.inputs, plan.threads))
     for cutting, packing in cuts:
         unaligned = packing is None and not (cutting.flat and all(tap % lanes == 0 for tap in g.taps))
         for rows, block, profile in chunks:
+            if packing is None and profile.products < FEWEST_PRODUCTS * profile.loads:
+                continue
             if packing is not None and 4 * block * packing.planes * packing.plane_span > machine.cache // 2:
                 continue
             if packing is not None and packing.steps > 1 and 4 * shape.inputs * packing.span > machine.cache:
@@ -349,6 +356,7 @@ def _in_code(
                     one += shape.groups * packing.storing_cycles * shape.outputs
                     one = one * packing.steps + shape.groups * packing.cycles * shape.inputs
                 total += count * one
+            total += (cutting.count - 1) * profile.refetch(machine)
             total = (total * shape.batch + profile.fetch) * CODE_MARGIN
             first = by_plane and packing is None
             yield Choice(cutting, 1, block, total, packing, first, rows), profile
