@@ -14,7 +14,7 @@ from coresident.codegen import llvm, x86
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Node
 from coresident.graph.operator import evaluate
-from coresident.kernels import integer, integer_panel, sparse, wired
+from coresident.kernels import integer, integer_panel, sparse, wired, wired_writer
 from coresident.runtime import elf
 from coresident.schedule.planner import Planner
 
@@ -162,7 +162,7 @@ def test_code_is_as_long_as_was_said(seed: int) -> None:
     )
     made = wired.Wired.of(weights, np.zeros((2, rows), np.float32), wiring)
     written = np.full(made.size + 64, 0xA5, np.uint8)
-    function = wired.writer(HOST, ends)
+    function = wired_writer.writer(HOST, ends)
     code = elf.load([llvm.Backend(HOST).object(llvm.module_text([function]))], "x86_64")
     tables = (
         made.chunks,
@@ -170,7 +170,7 @@ def test_code_is_as_long_as_was_said(seed: int) -> None:
         made.weights,
         wiring.offsets,
         made.asks,
-        wired.templates(wiring.product),
+        wired_writer.templates(wiring.product),
     )
     words = [written.ctypes.data, len(made.chunks), 64, 64, *(t.ctypes.data for t in tables)]
     array = (ctypes.c_uint64 * len(words))(*words)

@@ -12,7 +12,7 @@ from coresident.codegen.builder import Value
 from coresident.codegen.integers import Dot
 from coresident.codegen.target import Target
 from coresident.codegen.types import I32, I64
-from coresident.kernels import wired
+from coresident.kernels import wired, wired_writer
 from coresident.kernels.frame import Shape, in_last
 from coresident.kernels.integer_frame import IntegerFrame
 from coresident.kernels.integer_stream import elements
@@ -133,5 +133,5 @@ def wire(
         made.ahead,
     )
     wired.fetch(f, code, tiles.starts, frame.part.first_row / choice.chunk_rows * tiles.blocks)
-    own = [wired.write(plan, made, wiring), plan.constant(made.starts)]
+    own = [wired_writer.write(plan, made, wiring), plan.constant(made.starts)]
     return Made(tiles, own, bias, int(np.count_nonzero(whole)))

@@ -12,7 +12,7 @@ from coresident.codegen import x86
 from coresident.codegen.builder import Value, Variable, kernel, word
 from coresident.codegen.types import F32, I32, I64
 from coresident.kernels import frame as frames
-from coresident.kernels import wired
+from coresident.kernels import wired, wired_writer
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Frame, Here, Shape, Sums
 from coresident.kernels.geometry import Geometry
@@ -271,4 +271,4 @@ def _wired(
         frame, g, shape, choice, blocks, head, wiring, code, starts, packed.ahead, tuple(begins)
     )
     wired.fetch(f, code, starts, frame.part.first_row / choice.chunk_rows * blocks)
-    return loops, [wired.write(plan, packed, wiring), plan.constant(packed.starts)]
+    return loops, [wired_writer.write(plan, packed, wiring), plan.constant(packed.starts)]

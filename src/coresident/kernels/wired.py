@@ -16,8 +16,8 @@ and for the pixels of the next tile; a task asks for its first chunk before it b
 Measured without gain: two and three vectors of pixels a pass (code is longer by as much), pixels copied into
 the order in which they are read, rows of pixels that cross cache lines instead of packed segments.
 
-Code is a function of positions alone, so files hold these as bits, 4 bytes for up to 31 rows, and `writer`
-makes chunks of them when a program is loaded.
+Code is a function of positions alone, so files hold these as bits, 4 bytes for up to 31 rows, and
+`wired_writer` makes chunks of them when a program is loaded.
 """
 
 from __future__ import annotations
@@ -30,18 +30,17 @@ from typing import Any
 import numpy as np
 
 from coresident.codegen import x86
-from coresident.codegen.builder import Function, Value, kernel, word
+from coresident.codegen.builder import Function, Value
 from coresident.codegen.target import Target
-from coresident.codegen.types import I1, I32, I64
+from coresident.codegen.types import I64
 from coresident.kernels.cost import Chunks
-from coresident.kernels.lowering import Address, Operand, Plan
 
 Array = np.ndarray[Any, Any]
 
-_PIXELS = x86.REGISTERS - 1
+PIXELS = x86.REGISTERS - 1
 """Register of the pixels, and of numbers that come after them."""
 
-MOST_ROWS = _PIXELS
+MOST_ROWS = PIXELS
 """Of a chunk: one register holds pixels."""
 
 MOST_VECTORS = 14
@@ -50,23 +49,15 @@ MOST_VECTORS = 14
 CHUNK_BYTES = 28 << 10
 """Of code that L1 keeps while it is passed over a tile."""
 
-_SHORT, _LONG, _PLAIN, _ASK, _ARGUMENT = 7, 10, 6, 8, 5
+SHORT, LONG, PLAIN, ASK, ARGUMENT = 7, 10, 6, 8, 5
 """Bytes of instructions: with a short displacement, with a long one, of registers alone, that ask for a
 line, that load an argument."""
 
-_REACH = 256
+REACH = 256
 """Weights that short displacements reach."""
 
-AHEAD = 4 * _REACH // 2
+AHEAD = 4 * REACH // 2
 """Bytes that the argument lies behind a chunk's first weight."""
-
-_X, _WEIGHTS, _SUMS, _OUT, _RESIDUAL, _NEXT = x86.ARGUMENTS
-_BEHIND, _OUT_NEXT, _RESIDUAL_NEXT = x86.FREE
-
-_TABLE = 32
-_COLUMNS = 13
-_NUMBER, _SUM, _PRODUCT, _WAIT, _LOAD, _STORE, _ADD, _MAXIMUM, _MINIMUM, _ASKS = range(10)
-"""Tables of templates."""
 
 
 def is_possible(target: Target) -> bool:
@@ -123,7 +114,7 @@ class Wired:
         weights: 32-bit, of each chunk: what its rows' sums start with if its block is the first, of each
             position the nonzeros, row by row, and the numbers of the ends.
         asks: int32, of each chunk.
-        chunks: [chunks, 13] int64 for `writer`.
+        chunks: [chunks, 13] int64 for `wired_writer`.
         starts: [chunks, 3] int64: bytes at which a chunk's code and weights begin, and the next chunk's code.
         size: bytes of all.
     """
@@ -202,171 +193,17 @@ def _code_bytes(
     wiring: Wiring, rows: int, loads: int, products: int, weights: int, asks: int, final: bool
 ) -> tuple[int, int]:
     """Of a chunk's code, a multiple of 64, and the lines that it asks for of the chunk behind it."""
-    size = _SHORT * (rows + products + max(weights - 1, 0) // _REACH) + _LONG * loads + _ASK * asks
+    size = SHORT * (rows + products + max(weights - 1, 0) // REACH) + LONG * loads + ASK * asks
     if final and wiring.ends is not None:
         for end in wiring.ends:
-            size += (_LONG + _ASK) * rows if end.op == "Add" else _PLAIN * rows + _SHORT
-        size += (_LONG + _ASK) * rows
+            size += (LONG + ASK) * rows if end.op == "Add" else PLAIN * rows + SHORT
+        size += (LONG + ASK) * rows
     else:
-        size += _SHORT * rows
-    size += _ARGUMENT * len(x86.FREE) + 8
+        size += SHORT * rows
+    size += ARGUMENT * len(x86.FREE) + 8
     # A share of the two chunks behind, about as long as it: of one alone, much comes late.
     lines = -(-2 * (size + 4 * weights) // (64 * wiring.passes))
-    return -(-(size + _ASK * lines) // 64) * 64, lines
-
-
-def templates(product: x86.Operation) -> Array:
-    """[tables, 32] int64: instructions for each row's register, to be filled in."""
-    registers = range(_TABLE)
-    asks = [
-        x86.ask(_NEXT, 2),
-        x86.ask(_BEHIND, 2),
-        x86.ask(_OUT_NEXT, 1, to_write=True),
-        x86.ask(_RESIDUAL_NEXT, 1),
-    ]
-    tables = [
-        [x86.SPREAD.with_memory(r, _WEIGHTS) for r in registers],
-        [x86.LOAD.with_memory(r, _SUMS) for r in registers],
-        [product.with_memory(r, _WEIGHTS, _PIXELS) for r in registers],
-        [x86.STORE.with_memory(r, _SUMS) for r in registers],
-        [x86.LOAD.with_memory(_PIXELS, _X, wide=True)] * _TABLE,
-        [x86.STORE.with_memory(r, _OUT, wide=True) for r in registers],
-        [x86.ADD.with_memory(r, _RESIDUAL, r, wide=True) for r in registers],
-        [x86.MAXIMUM.with_register(r, _PIXELS, r) for r in registers],
-        [x86.MINIMUM.with_register(r, _PIXELS, r) for r in registers],
-        [*asks, *[0] * (_TABLE - len(asks))],
-    ]
-    return np.array(tables, np.int64)
-
-
-class _Code:
-    """Where code is being written.
-
-    Args:
-        at: address.
-        tables: address of the templates.
-    """
-
-    def __init__(self, f: Function, at: Value, tables: Value) -> None:
-        self.f, self.at, self.tables, self.weight = f, f.var(at), tables, f.var(0, I64)
-
-    def template(self, table: int, row: Value | int = 0) -> Value:
-        return self.f.load(I64, self.tables, self.f.value(row, I64) + table * _TABLE)
-
-    def put(self, instruction: Value | int, size: int = _SHORT) -> None:
-        """Write an instruction; the bytes behind it belong to the next."""
-        at = self.at.get()
-        self.f.store(self.f.value(instruction, I64), at, align=1)
-        self.at.set(self.f.offset(at, size))
-
-    def put_short(self, template: Value, displacement: Value) -> None:
-        """Write an instruction with a short displacement, already scaled."""
-        self.put(template | (displacement & 255) << 48)
-
-    def put_long(self, template: Value, displacement: Value) -> None:
-        """Write an instruction with a long displacement."""
-        self.put(template, _PLAIN)
-        self.put(displacement, _LONG - _PLAIN)
-
-    def put_ask(self, kind: int, displacement: Value) -> None:
-        """Write an instruction that asks for a line."""
-        self.put(self.template(_ASKS, kind) | displacement << 32, _ASK)
-
-    def put_weight(self, template: Value) -> None:
-        """Write an instruction whose operand is the next weight."""
-        weight = self.weight.get()
-        with self.f.when((weight > 0) & (weight % _REACH).equals(0)):
-            self.put(x86.advance(_WEIGHTS, 4 * _REACH))
-        self.put_short(template, weight % _REACH - _REACH // 2)
-        self.weight.set(weight + 1)
-
-
-def writer(target: Target, ends: tuple[End, ...] | None) -> Function:
-    """The kernel that writes chunks. Words: where to, how many, the two strides, and addresses: of their
-    table, masks, weights, offsets, asks, templates."""
-    f = kernel(target, "write_code")
-    code, count, *strides = word(f, 0), *(word(f, i, I64) for i in range(1, 4))
-    table, masks, weights, offsets, asks, tables = (word(f, i) for i in range(4, 10))
-    with f.loop(0, count) as chunk:
-        columns = [f.load(I64, table, chunk * _COLUMNS + i) for i in range(_COLUMNS)]
-        start, size, first_mask, first, positions, rows, begins, final = columns[:8]
-        first_weight, weight_count, first_ask, ask_count, line_count = columns[8:]
-        out = _Code(f, f.offset(code, start), tables)
-        held = f.offset(code, start + size)
-        with f.loop(0, weight_count) as i:
-            f.store(f.load(I32, weights, first_weight + i), held, i)
-        for index, register in enumerate(x86.FREE):
-            out.put(x86.argument(register, index), _ARGUMENT)
-        with f.loop(0, rows) as row, f.either(begins.differs(0)) as otherwise:
-            out.put_weight(out.template(_NUMBER, row))
-            with otherwise():
-                out.put_short(out.template(_SUM, row), row)
-        asked, lines, rows_asked = (f.var(0, I64) for _ in range(3))
-        finished = f.select(final.differs(0), rows, 0)
-        with f.loop(0, positions) as position:
-            mask = f.var(f.load(I32, masks, first_mask + position))
-            with f.when(mask.get().differs(0)):
-                out.put_long(out.template(_LOAD), f.convert(f.load(I32, offsets, first + position), I64))
-            with f.while_(lambda mask=mask: mask.get().differs(0)):
-                left = mask.get()
-                row = f.convert(f.call("llvm.cttz.i32", I32, left, f.constant(1, I1)), I64)
-                out.put_weight(out.template(_PRODUCT, row))
-                mask.set(left & (left - 1))
-            # What is asked for is spread over the code.
-            done = position + 1
-            with f.while_(lambda: asked.get() * positions < ask_count * done):
-                out.put_ask(0, f.convert(f.load(I32, asks, first_ask + asked.get()), I64))
-                asked.set(asked.get() + 1)
-            with f.while_(lambda: lines.get() * positions < line_count * done):
-                out.put_ask(1, lines.get() * 64)
-                lines.set(lines.get() + 1)
-            if ends is not None:
-                with f.while_(lambda: rows_asked.get() * positions < finished * done):
-                    # What the next pass writes and reads.
-                    out.put_ask(2, rows_asked.get() * strides[0])
-                    if any(end.op == "Add" for end in ends):
-                        out.put_ask(3, rows_asked.get() * strides[1])
-                    rows_asked.set(rows_asked.get() + 1)
-        if ends is None:
-            _leave(f, out, rows)
-        else:
-            with f.either(final.differs(0)) as otherwise:
-                _store(f, out, rows, ends, strides)
-                with otherwise():
-                    _leave(f, out, rows)
-        out.put(x86.RETURN)
-    return f
-
-
-def _leave(f: Function, out: _Code, rows: Value) -> None:
-    """Write how sums are left in memory."""
-    with f.loop(0, rows) as row:
-        out.put_short(out.template(_WAIT, row), row)
-
-
-def _store(f: Function, out: _Code, rows: Value, ends: Sequence[End], strides: Sequence[Value]) -> None:
-    """Write how sums are finished and stored."""
-    for end in ends:
-        if end.op != "Add":
-            out.put_weight(out.template(_NUMBER, _PIXELS))
-        with f.loop(0, rows) as row:
-            if end.op == "Add":
-                out.put_long(out.template(_ADD, row), row * strides[1])
-            else:
-                out.put(out.template(_MAXIMUM if end.op == "Max" else _MINIMUM, row), _PLAIN)
-    with f.loop(0, rows) as row:
-        out.put_long(out.template(_STORE, row), row * strides[0])
-
-
-def write(plan: Plan, wired: Wired, wiring: Wiring) -> Address:
-    """Have the chunks written when the program is loaded.
-
-    Returns:
-        Where they begin.
-    """
-    arrays = (wired.chunks, wired.masks, wired.weights, wiring.offsets, wired.asks, templates(wiring.product))
-    operands: list[Operand] = [len(wired.chunks), *wiring.strides, *map(plan.constant, arrays)]
-    return plan.write(writer(plan.target, wiring.ends), operands, wired.size)
+    return -(-(size + ASK * lines) // 64) * 64, lines
 
 
 def fetch(f: Function, code: Value, starts: Value, chunk: Value) -> None:
@@ -408,7 +245,7 @@ def ways(nonzero: Array, inputs: int, threads: int) -> Iterator[tuple[int, int, 
         rows = -(-outputs // parts)
         starts = np.arange(0, outputs, rows)
         loads = int(np.count_nonzero(np.logical_or.reduceat(nonzero, starts, axis=1)))
-        code = (_SHORT * products + _LONG * loads) / (groups * len(starts))
+        code = (SHORT * products + LONG * loads) / (groups * len(starts))
         blocks = min(max(1, math.ceil(code / CHUNK_BYTES)), inputs)
         block = -(-inputs // blocks)
         yield (
