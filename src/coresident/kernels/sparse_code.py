@@ -193,7 +193,7 @@ def emit(
         **info,
         "kernel": "sparse, nonzeros in code" if choice.chunk_rows else "sparse",
         "pattern": "unstructured" if shared == 1 else f"shared by {shared} output channels",
-        "shared": shared,
+        "shared": 0 if choice.chunk_rows else shared,
         "tile": str(choice),
         "estimated_cycles": choice.cycles,
     }

@@ -139,7 +139,8 @@ def _ceilings(macs: int, size: int, shared: int, peak: Peak) -> list[_Ceiling]:
     """What each ceiling allows for so many multiply-adds over so many bytes.
 
     Args:
-        shared: multiply-adds that a vector loaded serves in a sparse kernel, 0 for other kernels.
+        shared: multiply-adds that a vector loaded serves where a sparse kernel goes through a stream, 0 for
+            other kernels.
     """
     level = peak.level(size)
     found = [
