@@ -86,7 +86,7 @@ def main() -> None:
                     taken.append(seconds(engine, x))
                     time.sleep(0.0)
             ratio = statistics.median(d / s for s, d in zip(*times))
-            row.append(f"{ratio:.2f}{'' if kinds[0] == 'sparse' else ' (dense)'}")
+            row.append(f"{ratio:.2f}{'' if kinds[0].startswith('sparse') else ' (dense)'}")
             for engine in engines:
                 engine.close()
         rows.append(row)
