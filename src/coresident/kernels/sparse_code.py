@@ -72,6 +72,15 @@ class _Streams(Loops):
             nonzeros = f.convert(f.load(I32, table, r * 2 + 1), I64)
             self._row(here, sums(r), nonzeros, position, packed)
 
+    def _prefetch(self, here: Here, plane: Value, first: Value, end: Value) -> None:
+        """Ask for what comes next of the channels first..end of the planes at an address."""
+        f, packing = self.frame.function, self.choice.packing
+        if packing is None:
+            self.frame.prefetch_channels(self.g, here, plane, first, end)
+            return
+        with f.loop(first, end) as c:
+            packing.prefetch(f, f.offset(plane, c * self.g.channel_stride, F32))
+
     def _row(self, here: Here, sums: Sums, nonzeros: Value, position: Variable, packed: Value) -> None:
         """The channels of one row, one block of input channels."""
         totals = [[self.frame.function.var(value) for value in row] for row in sums.start()]

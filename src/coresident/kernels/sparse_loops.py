@@ -155,15 +155,6 @@ class Loops(ABC):
             target = f.offset(f["scratch"], place * packing.span, F32)
             packing.pack(f, vector, source, target, self.g.channel_stride, step)
 
-    def _prefetch(self, here: Here, plane: Value, first: Value, end: Value) -> None:
-        """Ask for what comes next of the channels first..end of the planes at an address."""
-        f, packing = self.frame.function, self.choice.packing
-        if packing is None:
-            self.frame.prefetch_channels(self.g, here, plane, first, end)
-            return
-        with f.loop(first, end) as c:
-            packing.prefetch(f, f.offset(plane, c * self.g.channel_stride, F32))
-
     def _sums(self, here: Here, block: Value, channel: Value) -> Sums:
         """Those of the row from output channel `channel` of the group on, in a block of input channels."""
         f, frame, shared = self.frame.function, self.frame, self.choice.shared
