@@ -428,9 +428,9 @@ def _code_cycles(
 ) -> float:
     """The same with entries as instructions."""
     rates = _Rates.of(plan, Dot.of(plan.target), strips)
-    unaligned = strips.segments is None and (any(tap % 16 for tap in strips.taps) or not strips.flat)
     vectors, elements = strips.vectors, -(-shape.inputs // QUAD)
-    tile = cost.wired_tile(machine, chunks, vectors, unaligned, 0, True)
+    # A packed strip's pixels are near, and loaded for so many products that lines crossed do not show.
+    tile = cost.wired_tile(machine, chunks, vectors, False, 0, True)
     tile = CODE_MARGIN * (tile + chunks.rows * (2.0 + (rates.vector + 1.5 + rates.tensor * extras) * vectors))
     packing = shape.groups * _packing(machine, strips, rates, elements, Dot.of(plan.target))
     count = len(strips.strips)
