@@ -22,6 +22,11 @@ REMOTE_LINE, SHARED_LINE = 6.0, 15.0
 when another core has read it, even if it was asked for; where they have a cache in common."""
 
 
+FETCH, REFETCH, LARGE_CODE = 0.12, 0.03, 2 << 20
+"""Cycles for each byte of code and weights that a core gets for the first time since the last call, and
+again from L2; and bytes of a layer from which on the first takes twice as long: they come from memory."""
+
+
 @dataclass(frozen=True)
 class Machine:
     """Rates of one core, a cycle.
@@ -220,7 +225,7 @@ class Chunks:
 
     def refetch(self, machine: Machine) -> float:
         """Cycles to get them once more for the next tile."""
-        return (0.03 if self.size < machine.cache else FETCH) * self.size
+        return (REFETCH if self.size < machine.cache else FETCH) * self.size
 
     def fetched_again(self, threads: int, row_parts: int) -> float:
         """Cycles of all threads but the first to get what the first has, too.
@@ -229,11 +234,6 @@ class Chunks:
             row_parts: parts of the rows that tasks have.
         """
         return self.fetch * max(0.0, threads / row_parts - 1)
-
-
-FETCH, LARGE_CODE = 0.12, 2 << 20
-"""Cycles for each byte of code and weights that a core gets for the first time since the last call; and bytes
-of a layer from which on it takes twice as long, since they come from memory."""
 
 
 def wired_tile(

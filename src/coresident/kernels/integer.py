@@ -278,8 +278,8 @@ def choose(
         ways.append((gathering, 1, integer_stream.count(weights[0], gathering, 1)))
     best: Choice | None = None
     by_code: list[tuple[int, int, cost.Chunks]] = []
-    dense = Dot.of(plan.target)
-    if not merged and integer_wired.is_possible(plan.target, dense, weights):
+    four = Dot.of(plan.target)
+    if not merged and integer_wired.is_possible(plan.target, four, weights):
         by_code = list(wired.ways(integer_wired.quads(weights) != 0, -(-shape.inputs // QUAD), plan.threads))
     scale = plan.target.registers // 16
     most = {shared: vectors * scale for shared, vectors in MOST_VECTORS.items()}
@@ -303,7 +303,7 @@ def choose(
                 extras = len(places.extras)
                 cycles = _code_cycles(machine, plan, shape, strips, chunk_rows, chunks, extras, by_plane)
                 if best is None or cycles < best.cycles:
-                    best = Choice(strips, dense, 1, False, quads, block, cycles, by_plane, chunk_rows)
+                    best = Choice(strips, four, 1, False, quads, block, cycles, by_plane, chunk_rows)
     assert best is not None
     return best
 

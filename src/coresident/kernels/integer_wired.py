@@ -11,7 +11,7 @@ from coresident.codegen import x86
 from coresident.codegen.builder import Value
 from coresident.codegen.integers import Dot
 from coresident.codegen.target import Target
-from coresident.codegen.types import I32, I64
+from coresident.codegen.types import I32
 from coresident.kernels import wired, wired_writer
 from coresident.kernels.frame import Shape, in_last
 from coresident.kernels.integer_frame import IntegerFrame
@@ -72,10 +72,7 @@ class _Wired(Tiles):
     def _pass(self, x: Value, chunk: Value, sums: Value) -> None:
         """Pass a chunk over the vectors of a tile."""
         f, lanes = self.frame.function, self.output.lanes
-        code, weights, following = (
-            f.offset(self.code, f.load(I64, self.starts, chunk * 3 + i)) for i in range(3)
-        )
-        weights = f.offset(weights, wired.AHEAD)
+        code, weights, following = wired.place(f, self.code, self.starts, chunk)
         for v in range(self.choice.strips.vectors):
             pixels = f.offset(x, self._at(v), self.dot.element_bytes)
             held = f.offset(sums, v * self.choice.chunk_rows * lanes, I32)
@@ -122,14 +119,13 @@ def wire(
     whole = quads(weights)
     made = wired.Wired.of(whole, bias.reshape(shape.groups, -1).astype(np.int32), wiring)
     code, starts = frame.own
-    each = len(made.starts) // shape.groups
     tiles = _Wired(
         frame,
         choice,
         work,
         -(-choice.elements // choice.block),
         code,
-        f.offset(starts, frame.group * (3 * each), I64),
+        made.of_group(f, starts, frame.group, shape.groups),
         made.ahead,
     )
     wired.fetch(f, code, tiles.starts, frame.part.first_row / choice.chunk_rows * tiles.blocks)

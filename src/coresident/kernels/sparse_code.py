@@ -8,19 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from coresident.codegen import x86
 from coresident.codegen.builder import Value, Variable, kernel, word
 from coresident.codegen.types import F32, I32, I64
 from coresident.kernels import frame as frames
-from coresident.kernels import wired, wired_writer
+from coresident.kernels import wired_code
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Frame, Here, Shape, Sums
 from coresident.kernels.geometry import Geometry
 from coresident.kernels.head import Head
 from coresident.kernels.lowering import Operand, Plan, Tensor
-from coresident.kernels.sparse import MOST_BYTES, UNROLL, Choice, pack
+from coresident.kernels.sparse import UNROLL, Choice, pack
 from coresident.kernels.sparse_loops import Loops
-from coresident.kernels.wired_code import WiredLoops, ends
 
 
 @dataclass(frozen=True)
@@ -109,8 +107,7 @@ class _Streams(Loops):
             else:
                 some(UNROLL)
         # What is left by its binary digits: rows of like length follow each other, so these branches are
-        # predicted
-        # as an indirect jump into the sequence is not.
+        # predicted, as an indirect jump into the sequence is not.
         part = UNROLL // 2
         while part:
             with f.when((count & part).differs(0)):
@@ -186,7 +183,7 @@ def emit(
     f = kernel(plan.target, "conv_sparse")
     work = choice.work(shape, plan.threads)
     frame = Frame.open(f, g, shape, choice.tiles, work, out, epilogue)
-    make = _wired if choice.chunk_rows else _streamed
+    make = wired_code.wire if choice.chunk_rows else _stream
     own = 2 if choice.chunk_rows else 3
     adding = None if head is None else (head, word(f, frame.words + own), word(f, frame.words + own + 1))
     code, constants = make(plan, frame, g, shape, choice, weights, bias.astype(np.float32), adding)
@@ -211,7 +208,7 @@ def emit(
     plan.step(f, operands, work.tasks, reads=reads, writes=[out], over=over, barrier=barrier, info=details)
 
 
-def _streamed(
+def _stream(
     plan: Plan,
     frame: Frame,
     g: Geometry,
@@ -239,45 +236,3 @@ def _streamed(
         frames.row_lines(packed.stream, packed.rows),
     )
     return code, [plan.constant(array) for array in (packed.stream, packed.rows, packed.starts)]
-
-
-def _wired(
-    plan: Plan,
-    frame: Frame,
-    g: Geometry,
-    shape: Shape,
-    choice: Choice,
-    weights: np.ndarray[Any, Any],
-    bias: np.ndarray[Any, Any],
-    head: tuple[Head, Value, Value] | None,
-) -> tuple[Loops, list[Operand]]:
-    """Nonzeros as instructions, and the operands that hold them."""
-    f, (groups, outputs, inputs, taps) = frame.function, weights.shape
-    lanes, output, tiles = frame.vector.lanes, frame.output, choice.tiles
-    blocks = -(-inputs // choice.block)
-    direct = choice.packing is None and head is None and not output.streams and output.mask is None
-    direct = direct and 4 * choice.chunk_rows * max(output.channel_strides) < MOST_BYTES
-    passes = max(tiles.vectors if tiles.full else 0, tiles.rest_vectors)
-    begins, lines = choice.asked(g, lanes, passes)
-    asks = 4 * (g.channel_stride * np.arange(choice.block)[:, None] + np.array(lines)[None, :])
-    wiring = wired.Wiring(
-        choice.chunk_rows,
-        choice.block * taps,
-        passes,
-        choice.offsets(inputs, g),
-        x86.MULTIPLY_ADD,
-        ends(output.epilogue, tiles, lanes) if direct else None,
-        (4 * output.channel_strides[0], 4 * output.channel_strides[-1]),
-        asks.astype(np.int32),
-        -(-frame.work.most_rows // choice.chunk_rows),
-    )
-    split = weights.astype(np.float32, copy=False).reshape(groups, outputs, inputs * taps)
-    packed = wired.Wired.of(split, bias.reshape(groups, outputs), wiring)
-    code, starts = (word(f, frame.words + i) for i in range(2))
-    each = len(packed.starts) // groups
-    starts = f.offset(starts, frame.group * (3 * each), I64)
-    loops = WiredLoops(
-        frame, g, shape, choice, blocks, head, wiring, code, starts, packed.ahead, tuple(begins)
-    )
-    wired.fetch(f, code, starts, frame.part.first_row / choice.chunk_rows * blocks)
-    return loops, [wired_writer.write(plan, packed, wiring), plan.constant(packed.starts)]

@@ -56,8 +56,11 @@ line, that load an argument."""
 REACH = 256
 """Weights that short displacements reach."""
 
-AHEAD = 4 * REACH // 2
+_AHEAD = 4 * REACH // 2
 """Bytes that the argument lies behind a chunk's first weight."""
+
+_STARTS = 3
+"""Numbers that say where a chunk is."""
 
 
 def is_possible(target: Target) -> bool:
@@ -183,6 +186,10 @@ class Wired:
             code,
         )
 
+    def of_group(self, f: Function, starts: Value, group: Value, groups: int) -> Value:
+        """Address of the starts of a group's chunks, of those of all."""
+        return f.offset(starts, group * (len(self.starts) // groups * _STARTS), I64)
+
     @property
     def ahead(self) -> int:
         """Chunks' bytes that are asked for while one is passed over a vector, at most."""
@@ -213,9 +220,19 @@ def fetch(f: Function, code: Value, starts: Value, chunk: Value) -> None:
         code: address of the first.
         starts: address of `Wired.starts`.
     """
-    begin, end = (f.load(I64, starts, chunk * 3 + i) for i in (0, 2))
+    begin, end = (f.load(I64, starts, chunk * _STARTS + i) for i in (0, 2))
     with f.loop(begin, end, 64) as line:
         f.prefetch(code, line, near=False)
+
+
+def place(f: Function, code: Value, starts: Value, chunk: Value) -> list[Value]:
+    """Addresses of a chunk, of its weights as `run` takes them, and of the chunk behind it.
+
+    Args:
+        code, starts: as `fetch` takes them.
+    """
+    begin, weights, following = (f.load(I64, starts, chunk * _STARTS + i) for i in range(_STARTS))
+    return [f.offset(code, at) for at in (begin, weights + _AHEAD, following)]
 
 
 def run(f: Function, code: Value, *arguments: Value) -> None:
@@ -223,7 +240,7 @@ def run(f: Function, code: Value, *arguments: Value) -> None:
 
     Args:
         code: its address.
-        arguments: addresses: that offsets count from; of the first weight, and `AHEAD` bytes; of the rows'
+        arguments: addresses: that offsets count from; of the weights, of `place`; of the rows'
             sums, which are read unless the block is the first, and written unless results are; of the first
             row's results, and of the first residuals; of what is asked for: of the next pixels, of the
             next chunk, and of the results and residuals of the next pass.

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from coresident.codegen.builder import Value
+import numpy as np
+
+from coresident.codegen import x86
+from coresident.codegen.builder import Value, word
 from coresident.codegen.types import F32, I64
 from coresident.kernels import frame as frames
-from coresident.kernels import wired
+from coresident.kernels import wired, wired_writer
 from coresident.kernels.epilogue import Epilogue
-from coresident.kernels.frame import Here
-from coresident.kernels.geometry import Tiles
+from coresident.kernels.frame import Frame, Here, Shape
+from coresident.kernels.geometry import Geometry, Tiles
+from coresident.kernels.head import Head
+from coresident.kernels.lowering import Operand, Plan
+from coresident.kernels.sparse import MOST_BYTES, Choice
 from coresident.kernels.sparse_loops import Loops
 
 
 @dataclass(frozen=True)
-class WiredLoops(Loops):
+class _Wired(Loops):
     """The kernel under construction.
 
     Args:
@@ -64,11 +71,7 @@ class WiredLoops(Loops):
     ) -> None:
         """Pass a chunk over the vectors of a tile."""
         f, frame, lanes = self.frame.function, self.frame, self.frame.vector.lanes
-        place = (number * self.blocks + block) * 3
-        code, weights, following = (
-            f.offset(self.code, f.load(I64, self.starts, place + i)) for i in range(3)
-        )
-        weights = f.offset(weights, wired.AHEAD)
+        code, weights, following = wired.place(f, self.code, self.starts, number * self.blocks + block)
         channel = frame.channel_base + number * self.wiring.rows
         output = frame.output
         results = [
@@ -116,7 +119,7 @@ class WiredLoops(Loops):
             self._sums(here, block, row).store([totals])
 
 
-def ends(epilogue: Epilogue, tiles: Tiles, lanes: int) -> tuple[wired.End, ...] | None:
+def _ends(epilogue: Epilogue, tiles: Tiles, lanes: int) -> tuple[wired.End, ...] | None:
     """What an epilogue does, if chunks can do it: they add a residual and take maxima and minima with
     numbers, of whole vectors."""
     whole = all(
@@ -145,3 +148,42 @@ def ends(epilogue: Epilogue, tiles: Tiles, lanes: int) -> tuple[wired.End, ...] 
                 return None
         total = inputs + index
     return tuple(found)
+
+
+def wire(
+    plan: Plan,
+    frame: Frame,
+    g: Geometry,
+    shape: Shape,
+    choice: Choice,
+    weights: np.ndarray[Any, Any],
+    bias: np.ndarray[Any, Any],
+    head: tuple[Head, Value, Value] | None,
+) -> tuple[Loops, list[Operand]]:
+    """Nonzeros as instructions, and the operands that hold them."""
+    f, (groups, outputs, inputs, taps) = frame.function, weights.shape
+    lanes, output, tiles = frame.vector.lanes, frame.output, choice.tiles
+    blocks = -(-inputs // choice.block)
+    direct = choice.packing is None and head is None and not output.streams and output.mask is None
+    direct = direct and 4 * choice.chunk_rows * max(output.channel_strides) < MOST_BYTES
+    passes = max(tiles.vectors if tiles.full else 0, tiles.rest_vectors)
+    begins, lines = choice.asked(g, lanes, passes)
+    asks = 4 * (g.channel_stride * np.arange(choice.block)[:, None] + np.array(lines)[None, :])
+    wiring = wired.Wiring(
+        choice.chunk_rows,
+        choice.block * taps,
+        passes,
+        choice.offsets(inputs, g),
+        x86.MULTIPLY_ADD,
+        _ends(output.epilogue, tiles, lanes) if direct else None,
+        (4 * output.channel_strides[0], 4 * output.channel_strides[-1]),
+        asks.astype(np.int32),
+        -(-frame.work.most_rows // choice.chunk_rows),
+    )
+    split = weights.astype(np.float32, copy=False).reshape(groups, outputs, inputs * taps)
+    packed = wired.Wired.of(split, bias.reshape(groups, outputs), wiring)
+    code, starts = (word(f, frame.words + i) for i in range(2))
+    starts = packed.of_group(f, starts, frame.group, groups)
+    loops = _Wired(frame, g, shape, choice, blocks, head, wiring, code, starts, packed.ahead, tuple(begins))
+    wired.fetch(f, code, starts, frame.part.first_row / choice.chunk_rows * blocks)
+    return loops, [wired_writer.write(plan, packed, wiring), plan.constant(packed.starts)]
