@@ -9,7 +9,7 @@ import numpy as np
 
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
-from coresident.kernels import depthwise, direct, geometry
+from coresident.kernels import depthwise, direct, geometry, sparse
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
 from coresident.kernels.head import Head
@@ -31,7 +31,7 @@ def constant_weights(node: Node, plan: Plan) -> tuple[np.ndarray[Any, Any], np.n
     return weights, bias
 
 
-@lowers("Conv", halo=geometry.halo, flat=True)
+@lowers("Conv", halo=geometry.halo, flat=True, blocks=sparse.blocks)
 def convolution(node: Node, plan: Plan) -> None:
     """Conv (ONNX 22), with the epilogue that fusion attached."""
     weights, bias = constant_weights(node, plan)

@@ -84,6 +84,7 @@ def emit(
         barrier: False if the next step does not depend on it.
     """
     best = _best(plan, ways, shape, weights, out, epilogue, info)
+    assert best is not None, "pixels lie in blocks where no kernel reads them"
     best.geometry.prepare()
     best.emit(weights, bias, out, epilogue, info, barrier)
 
@@ -104,7 +105,7 @@ def emit_with_head(
     """
     out, epilogue = plan.tensor(head.node.outputs[0]), Epilogue.of(head.node, plan, 3)
     best = _best(plan, ways, shape, weights, out, epilogue, {**info, "why": []})
-    if best.sparse is None:
+    if best is None or best.sparse is None:
         return False
     work = best.sparse.work(shape, plan.threads)
     if work.row_parts > 1 or work.pieces:
@@ -149,18 +150,26 @@ def _best(
     out: Tensor,
     epilogue: Epilogue,
     info: dict[str, Any],
-) -> _Way:
-    """What should be fastest; `info` gets the reason if many zeros are multiplied all the same."""
+) -> _Way | None:
+    """What should be fastest; `info` gets the reason if many zeros are multiplied all the same.
+
+    Returns:
+        None where pixels lie in blocks, and what code would write does not lie as that needs.
+    """
     skips = plan.sparse and np.count_nonzero(weights) < weights.size
+    blocked = any(t.layout.block for t in (*(g.source for g in ways), out, *epilogue.tensors))
     without: list[_Way] = []
     skipping: list[_Way] = []
     for g in ways:
         copy = cost.copy(cost.Machine.of(plan.target), g.copied)
-        without += [_Way(copy + cycles, g, way) for cycles, way in _dense(plan, g, shape, out, epilogue)]
+        if not blocked:
+            without += [_Way(copy + cycles, g, way) for cycles, way in _dense(plan, g, shape, out, epilogue)]
         choice = sparse.choose(plan, g, shape, weights, out, epilogue) if skips else None
         if choice is not None:
             code = partial(sparse_code.emit, plan, g, shape, choice)
             skipping.append(_Way(copy + choice.cycles, g, code, choice))
+    if blocked:
+        return min(skipping, key=_cycles, default=None)
     best = min(without, key=_cycles)
     if skipping:
         rival = min(skipping, key=_cycles)

@@ -95,6 +95,7 @@ class Output:
         pointers: of y, then of the epilogue's tensors.
         channel_pointers: of the epilogue's channel arrays.
         channel_strides: elements between channels, of y and of the tensors.
+        vector_strides: elements from one vector of a tile to the next, likewise.
         mask: pointer to the border mask (int32, one a pixel of the flat run), or None.
         vector: type of a register.
         merged: for a transposed convolution that computes all phases of its output as channels: (phases,
@@ -106,6 +107,7 @@ class Output:
     pointers: tuple[Value, ...]
     channel_pointers: tuple[Value, ...]
     channel_strides: tuple[int, ...]
+    vector_strides: tuple[int, ...]
     mask: Value | None
     vector: Type
     merged: tuple[tuple[int, int], ...] | None = None
@@ -123,8 +125,10 @@ class Output:
             if i == 0 and self.streams:
                 continue
             row = f.offset(pointer, channel * stride + at, F32)
-            for line in range(0, vectors * self.vector.bytes, 64):
-                f.prefetch(row, line, write=i == 0 and near, near=near)
+            for vector in range(vectors):
+                first = 4 * vector * self.vector_strides[i]
+                for line in range(first + -first % 64, first + self.vector.bytes, 64):
+                    f.prefetch(row, line, write=i == 0 and near, near=near)
 
     def prefetch_run(self, f: Function, channel: Value, offsets: Sequence[Value], pixels: Value) -> None:
         """Ask for the lines that `store_run` will write and read."""
@@ -151,7 +155,8 @@ class Output:
         for v, total in enumerate(totals):
             partial = v == len(totals) - 1 and last < lanes
             first = f.first(last, lanes) if partial else None
-            self._finish(f, total, scalars, rows, offsets[0], v * lanes, first)
+            places = [v * stride for stride in self.vector_strides]
+            self._finish(f, total, scalars, rows, places, offsets[0] + v * lanes, first)
 
     def store_run(
         self, f: Function, channel: Value, sums: Value, offsets: Sequence[Value], pixels: Value
@@ -162,10 +167,12 @@ class Output:
         scalars, rows = self._channel(f, channel, offsets)
         whole = pixels / lanes * lanes
         with f.loop(0, whole, lanes) as at:
-            self._finish(f, f.load(self.vector, sums, at), scalars, rows, offsets[0], at, None)
+            places = [at] * len(rows)
+            self._finish(f, f.load(self.vector, sums, at), scalars, rows, places, offsets[0] + at, None)
         with f.when(whole < pixels):
             total = f.load(self.vector, sums, whole)
-            self._finish(f, total, scalars, rows, offsets[0], whole, f.first(pixels - whole, lanes))
+            places, first = [whole] * len(rows), f.first(pixels - whole, lanes)
+            self._finish(f, total, scalars, rows, places, offsets[0] + whole, first)
 
     def _channel(
         self, f: Function, channel: Value, offsets: Sequence[Value]
@@ -184,23 +191,28 @@ class Output:
         total: Value,
         scalars: Sequence[Value],
         rows: Sequence[Value],
+        places: Sequence[Value | int],
         pixel: Value,
-        at: Value | int,
         first: Value | None,
     ) -> None:
-        """Store one vector, `at` elements after the run's first pixel; only its lanes in `first` if told."""
+        """Store one vector; only its lanes in `first` if told.
+
+        Args:
+            places: elements from each row to it.
+            pixel: elements from pixel 0 to it in y.
+        """
         loaded = [
             f.load_masked(self.vector, row, at, first) if first is not None else f.load(self.vector, row, at)
-            for row in rows[1:]
+            for row, at in zip(rows[1:], places[1:])
         ]
         result = self.epilogue.apply(f, total, loaded, scalars)
         if self.mask is not None:
             bits = Type("i", 32, self.vector.lanes)
-            result = f.bitcast(f.bitcast(result, bits) & f.load(bits, self.mask, pixel + at), self.vector)
+            result = f.bitcast(f.bitcast(result, bits) & f.load(bits, self.mask, pixel), self.vector)
         if first is None:
-            self._put(f, result, rows[0], at)
+            self._put(f, result, rows[0], places[0])
         else:
-            f.store_masked(result, rows[0], at, first)
+            f.store_masked(result, rows[0], places[0], first)
 
     def _put(self, f: Function, vector: Value, row: Value, at: Value | int) -> None:
         """Store a whole vector."""

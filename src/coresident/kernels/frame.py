@@ -183,7 +183,8 @@ class Frame:
                 for pointer, t in zip((y, *extra), (out, *shares))
             ),
             tuple(extra[len(shares) :]),
-            (out.layout.strides[1], *(t.layout.strides[1] for t in shares)),
+            tuple(t.layout.strides[1] for t in (out, *shares)),
+            tuple(t.layout.place(vector.lanes) for t in (out, *shares)),
             mask,
             vector,
             merged,
@@ -282,6 +283,7 @@ def _streams(target: Target, tiles: Tiles, out: Tensor, extras: int) -> bool:
     return bool(
         target.arch == "x86_64"
         and out.storage.kind == "arena"
+        and not layout.block
         and layout.elements * out.dtype.itemsize >= STREAMED_BYTES
         and layout.shape[-1] >= SEGMENT
         and not any(place % lanes for place in (layout.origin, *layout.strides[:-1]))

@@ -10,14 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operators.windows import Window
-from coresident.kernels import phases
+from coresident.kernels import phases, subsample
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Plan, Tensor
 
@@ -116,6 +116,8 @@ def ways(node: Node, plan: Plan) -> list[Geometry]:
     w = window(node, plan.graph)
     if all(s == 1 for s in w.strides):
         return [in_place(node, plan)]
+    if plan.tensor(node.inputs[0]).layout.block:
+        return [_in_blocks(node, plan, w)]
     direct = plan.lies_planar(node.inputs[0], halo(node, plan.graph))
     return [*([in_place(node, plan)] if direct else []), by_phase(node, plan)]
 
@@ -132,6 +134,16 @@ def in_place(node: Node, plan: Plan) -> Geometry:
     taps = tuple(sum(a * s for a, s in zip(position, strides)) for position in positions)
     steps = tuple(s * t for s, t in zip(strides, w.strides))
     return Geometry(x, taps, x.layout.strides[0], x.layout.strides[1], steps, strides, positions=positions)
+
+
+def _in_blocks(node: Node, plan: Plan, w: Window) -> Geometry:
+    """Read a copy of the pixels that a strided convolution of single pixels reads."""
+    x, out = plan.tensor(node.inputs[0]), plan.tensor(node.outputs[0]).layout
+    taken = subsample.subsample(plan, x, w.strides, out)
+    layout = taken.tensor.layout
+    copied = 8 * layout.elements
+    strides = layout.strides
+    return Geometry(taken.tensor, (0,), strides[0], strides[1], strides[2:], strides[2:], copied, taken.emit)
 
 
 def by_phase(node: Node, plan: Plan) -> Geometry:
@@ -206,6 +218,20 @@ class Tiles:
         if self.mixed:
             return [self.vectors if full else self.rest_vectors for full in self.table[:, -1]]
         return [self.vectors if self.full else self.rest_vectors] * self.count
+
+    def placed(self, layouts: Sequence[Layout]) -> Tiles:
+        """The same where pixels lie in blocks: only runs that cross row ends do.
+
+        Args:
+            layouts: of the input, the output and each extra operand.
+        """
+        if not any(layout.block for layout in layouts):
+            return self
+        assert self.flat
+        table = self.table.copy()
+        for column, layout in enumerate(layouts):
+            table[:, column] = layout.place(table[:, column])
+        return replace(self, table=table)
 
     @property
     def vector_steps(self) -> int:

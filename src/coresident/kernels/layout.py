@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Layout:
         halo: (before, after) elements around each dimension that are readable and hold `fill`.
         slack: elements after the last of every innermost run that may be read and overwritten with anything.
         fill: value of the halo: zero, or the zero point of a quantised tensor.
+        block: pixels that lie side by side, where all channels of so many pixels follow each other before the
+            next pixels do (`blocked`); 0 where the strides say all.
     """
 
     shape: tuple[int, ...]
@@ -28,6 +31,7 @@ class Layout:
     halo: tuple[tuple[int, int], ...]
     slack: int = 0
     fill: int = 0
+    block: int = 0
 
     @staticmethod
     def contiguous(shape: Sequence[int]) -> Layout:
@@ -83,10 +87,41 @@ class Layout:
             fill=fill,
         )
 
+    def blocked(self, lanes: int, channels: int | None = None) -> Layout:
+        """[N][blocks][C][lanes] of the pixels that these planes have: those between their rows, too.
+
+        The strides of the spatial dimensions still count pixels of a plane: `place` says where these lie.
+
+        Args:
+            lanes: pixels of a block.
+            channels: C, if another than here.
+        """
+        n, c, *spatial = self.shape
+        c = channels or c
+        span = sum((size - 1) * s for size, s in zip(spatial, self.strides[2:])) + 1
+        picture = -(-span // lanes) * lanes * c
+        return Layout(
+            (n, c, *spatial),
+            (picture, lanes, *self.strides[2:]),
+            0,
+            picture * n,
+            ((0, 0),) * len(self.shape),
+            slack=lanes,
+            block=lanes,
+        )
+
+    def place(self, pixels: Any) -> Any:
+        """Elements from pixel 0 of a channel to others, counted along its plane (a number or an array)."""
+        if not self.block:
+            return pixels
+        return pixels // self.block * (self.block * self.shape[1]) + pixels % self.block
+
     @property
     def is_contiguous(self) -> bool:
         """Whether the elements lie in C order without gaps (dimensions of size 1 do not matter)."""
         step = 1
+        if self.block:
+            return False
         for size, stride in zip(reversed(self.shape), reversed(self.strides)):
             if size != 1 and stride != step:
                 return False

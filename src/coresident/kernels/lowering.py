@@ -161,6 +161,7 @@ class Plan(Protocol):
 Lowering = Callable[[Node, Plan], None]
 Halo = Callable[[Node, Graph], tuple[tuple[int, int], ...]]
 Fill = Callable[[Node, Graph], int]
+Blocks = Callable[[Node, Graph, Target], bool]
 
 
 @dataclass(frozen=True)
@@ -173,26 +174,34 @@ class Family:
             operators that take any layout.
         fill: the value of that halo; None for zero.
         flat: whether runs of pixels cross row ends, so that input and output want the same gaps between rows.
+        blocks: whether a node whose zeros are skipped is faster where pixels lie in blocks (`Layout.blocked`)
+            in its first input, its output or what its epilogue adds; None for operators that cannot read
+            such.
     """
 
     lower: Lowering
     halo: Halo | None = None
     flat: bool = False
     fill: Fill | None = None
+    blocks: Blocks | None = None
 
 
 FAMILIES: dict[str, Family] = {}
 
 
 def lowers(
-    *ops: str, halo: Halo | None = None, flat: bool = False, fill: Fill | None = None
+    *ops: str,
+    halo: Halo | None = None,
+    flat: bool = False,
+    fill: Fill | None = None,
+    blocks: Blocks | None = None,
 ) -> Callable[[Lowering], Lowering]:
     """Enter a lowering in the table for these operators."""
 
     def enter(function: Lowering) -> Lowering:
         for op in ops:
             assert op not in FAMILIES, f"two lowerings for {op}"
-            FAMILIES[op] = Family(function, halo, flat, fill)
+            FAMILIES[op] = Family(function, halo, flat, fill, blocks)
         return function
 
     return enter

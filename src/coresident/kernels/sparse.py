@@ -23,7 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from coresident.codegen.target import Target
 from coresident.codegen.types import F32
+from coresident.graph.graph import Graph, Node
 from coresident.kernels import cost, wired
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
@@ -36,6 +38,7 @@ from coresident.kernels.geometry import (
     read_by_plane,
     segments,
     tiles_of_spans,
+    window,
 )
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.sparse_segments import Packing
@@ -46,9 +49,12 @@ MARGIN, SEGMENTS_MARGIN, SHORT_ROWS_MARGIN = 1.1, 1.0, 0.88
 """Measured over modelled cycles, relative to the dense kernel's (`bench/break_even.py`): of tiles of
 neighbouring pixels, of segments of one row, and of several."""
 
-CODE_MARGIN, FLAT_OVER_CODE, SEGMENTS_OVER_CODE = 1.15, 0.80, 1.1
+CODE_MARGIN, FLAT_OVER_CODE, SEGMENTS_OVER_CODE, SPARSE_SEGMENTS_OVER_CODE = 1.15, 0.80, 1.25, 1.1
 """The same of nonzeros in code; and measured over modelled cycles of a stream of them, relative to those of
-code, where it meets neighbouring pixels and where segments."""
+code, where it meets neighbouring pixels and where segments: of which those of the least dense weights."""
+
+LEAST_DENSE = 0.07
+"""Share of nonzeros below which weights are of these."""
 
 FEWEST_PRODUCTS = 2.0
 """For each load of pixels that lie far apart, below which streams are always faster."""
@@ -62,6 +68,13 @@ FIRST_TILE = 0.14
 MOST_BYTES = 1 << 31
 """Of a picture's activations, that offsets in streams and code reach."""
 
+BLOCKED_ZEROS = 0.6, 0.93
+"""Share of zeros at which code is faster than all else where pixels lie in blocks."""
+
+REFETCHED, FAR_PIXELS = 2.0, 1.3
+"""Where pixels lie in blocks: how much longer than the model says code takes to come from L2 for the next
+tile, and cycles more for each vector of a tile that is larger than a third of L2."""
+
 PAGE = 4096
 """Bytes, of which pages of memory mostly are."""
 
@@ -70,6 +83,19 @@ SEGMENT_L1 = 2.0
 
 UNROLL = 4
 """Nonzeros in one round of the inner loop, a power of two."""
+
+
+def blocks(node: Node, graph: Graph, target: Target) -> bool:
+    """Whether pixels in blocks suit a convolution (`Family.blocks`): one pixel reads one, code will do it."""
+    weights = graph.constant(node.inputs[1])
+    if weights is None or not wired.is_possible(target) or node.get("group", 1) != 1:
+        return False
+    w = window(node, graph)
+    if math.prod(w.kernel) > 1 or any(w.pads_begin) or any(w.pads_end):
+        return False
+    least, most = BLOCKED_ZEROS
+    zeros = 1 - int(np.count_nonzero(weights)) / max(weights.size, 1)
+    return bool(least <= zeros <= most)
 
 
 @dataclass(frozen=True)
@@ -181,7 +207,9 @@ def choose(
             counts = union_counts(nonzero, shared, block, shape.taps)
             lengths = sum(len(np.unique(column)) for column in counts.T)
             profiles[shared, block] = (counts, float(lengths))
-    for flat, spans in ways:
+    layouts = [g.source.layout, out.layout, *extras]
+    blocked = any(layout.block for layout in layouts)
+    for flat, spans in ways if not blocked else ():
         for vectors in range(1, registers + 1):
             cutting = tiles_of_spans(g.strides, out.layout, extras, lanes, vectors, flat, spans)
             if cutting is None or (cutting.full == 0 and vectors != cutting.rest_vectors):
@@ -236,12 +264,15 @@ def choose(
                     taken += meetings * shape.inputs * vectors * cost.REMOTE_LINE
                 if taken < least:
                     best, least = choice, taken
-    for choice in _segments(plan, machine, g, shape, out, epilogue, profiles):
+    for choice in _segments(plan, machine, g, shape, out, epilogue, profiles) if not blocked else ():
         if choice.cycles < least and (taken := choice.together(shape, plan.threads)) < least:
             best, least = choice, taken
     if wired.is_possible(plan.target):
         if best is not None:
-            least *= FLAT_OVER_CODE if best.packing is None else SEGMENTS_OVER_CODE
+            segments_over_code = (
+                SEGMENTS_OVER_CODE if nonzero.mean() >= LEAST_DENSE else SPARSE_SEGMENTS_OVER_CODE
+            )
+            least *= FLAT_OVER_CODE if best.packing is None else segments_over_code
         for choice, chunks in _in_code(plan, machine, g, shape, nonzero, ways, out, epilogue):
             taken = choice.together(shape, plan.threads)
             work = choice.work(shape, plan.threads)
@@ -323,20 +354,24 @@ def _in_code(
     lanes, extras = plan.target.lanes(F32), [t.layout for t in epilogue.tensors]
     by_plane = read_by_plane(plan, out)
     cuts: list[tuple[Tiles, Packing | None]] = []
+    layouts = [g.source.layout, out.layout, *extras]
+    blocked = any(layout.block for layout in layouts)
     for flat, spans in ways:
+        if blocked and not flat:
+            continue
         for vectors in range(1, wired.MOST_VECTORS + 1):
             cutting = tiles_of_spans(g.strides, out.layout, extras, lanes, vectors, flat, spans)
             if cutting is not None and (cutting.full or vectors == cutting.rest_vectors):
-                cuts.append((cutting, None))
+                cuts.append((cutting.placed(layouts), None))
     # Where strides are packed phase by phase, streams were faster: they pack fewer channels at a time.
-    if g.is_unstrided:
+    if g.is_unstrided and not blocked:
         cuts += cut_segments(g, out.layout, extras, lanes, wired.MOST_VECTORS)
     split = nonzero.reshape(shape.groups, shape.outputs, -1)
     chunks = list(wired.ways(split, shape.inputs, plan.threads))
     for cutting, packing in cuts:
         unaligned = packing is None and not (cutting.flat and all(tap % lanes == 0 for tap in g.taps))
         for rows, block, profile in chunks:
-            if packing is None and profile.products < FEWEST_PRODUCTS * profile.loads:
+            if packing is None and not blocked and profile.products < FEWEST_PRODUCTS * profile.loads:
                 continue
             if packing is not None and 4 * block * packing.planes * packing.plane_span > machine.cache // 2:
                 continue
@@ -351,12 +386,14 @@ def _in_code(
                 if packing is None:
                     read = 4 * block * footprint(g, width * lanes)
                     one = cost.wired_tile(machine, profile, width, unaligned, len(extras), True, read, pages)
+                    if blocked and read > machine.cache / 3:
+                        one += FAR_PIXELS * profile.loads * width
                 else:
                     one = cost.wired_tile(machine, profile, width, unaligned, len(extras), False)
                     one += shape.groups * packing.storing_cycles * shape.outputs
                     one = one * packing.steps + shape.groups * packing.cycles * shape.inputs
                 total += count * one
-            total += (cutting.count - 1) * profile.refetch(machine)
+            total += (cutting.count - 1) * profile.refetch(machine) * (REFETCHED if blocked else 1.0)
             total = (total * shape.batch + profile.fetch) * CODE_MARGIN
             first = by_plane and packing is None
             yield Choice(cutting, 1, block, total, packing, first, rows), profile

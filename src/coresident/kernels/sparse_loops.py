@@ -52,10 +52,15 @@ class Loops(ABC):
         packing = self.choice.packing
         return 0 if packing is None else self.choice.packed_channels(self.shape.inputs) * packing.span
 
+    @property
+    def _apart(self) -> int:
+        """Elements from a vector of neighbouring pixels to the next."""
+        return int(self.g.source.layout.place(self.frame.vector.lanes))
+
     def _reads(self, vector: int) -> int:
         """Elements from a tile's first to a vector."""
         packing = self.choice.packing
-        return vector * self.frame.vector.lanes if packing is None else packing.segments.reads[vector]
+        return vector * self._apart if packing is None else packing.segments.reads[vector]
 
     def tile(self, here: Here) -> None:
         """All steps of a tile."""

@@ -81,8 +81,8 @@ class _Wired(Loops):
         size = self.wiring.rows * lanes
 
         def run(v: Value | int, pixels: Value) -> None:
-            out, residual = (f.offset(results[i], v * lanes, F32) for i in (0, -1))
-            begin = f.value(self.begins[v], I64) if isinstance(v, int) else v * lanes
+            out, residual = (f.offset(results[i], v * output.vector_strides[i], F32) for i in (0, -1))
+            begin = f.value(self.begins[v], I64) if isinstance(v, int) else v * self._apart
             asked = f.offset(ahead, begin, F32), f.offset(following, v * self.asked)
             held = f.offset(sums, v * size, F32)
             wired.run(f, code, pixels, weights, held, out, residual, *asked, *self._next(results, v, here))
@@ -92,17 +92,17 @@ class _Wired(Loops):
                 run(vector, f.offset(packed, self._reads(vector), F32))
             return
         with f.loop(0, here.vectors) as v:
-            run(v, f.offset(here.x, v * lanes, F32))
+            run(v, f.offset(here.x, v * self._apart, F32))
 
     def _next(self, results: Sequence[Value], v: Value | int, here: Here) -> list[Value]:
         """Addresses of what the next pass writes and of its residuals: of the next vector, or of the next
         chunk's first one."""
-        f, lanes = self.frame.function, self.frame.vector.lanes
+        f, output = self.frame.function, self.frame.output
         if isinstance(v, int):
             return [results[0], results[-1]]
         last = v.equals(here.vectors - 1)
-        strides = self.frame.output.channel_strides
-        steps = [f.select(last, self.choice.chunk_rows * stride, (v + 1) * lanes) for stride in strides]
+        strides = zip(output.channel_strides, output.vector_strides)
+        steps = [f.select(last, self.choice.chunk_rows * row, (v + 1) * vector) for row, vector in strides]
         return [f.offset(results[i], steps[i], F32) for i in (0, -1)]
 
     def _finish(self, here: Here, block: Value, first: Value, end: Value, sums: Value) -> None:

@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +23,7 @@ from coresident.codegen.types import F32
 from coresident.graph.expression import ELEMENTWISE
 from coresident.graph.graph import Fact, Graph, Node
 from coresident.kernels.families import FAMILIES
+from coresident.kernels.geometry import can_run_flat
 from coresident.kernels.layout import Layout
 
 Halo = tuple[tuple[int, int], ...]
@@ -35,6 +38,11 @@ LONG_ROWS = 256
 """Pixels of a row from which on rows begin at whole vectors, for which gaps are wider: fewer loads and stores
 lie in two cache lines (layers of a sparse U-Net at 512 x 512 became 1.02 to 1.16 times as fast), and runs of
 pixels that cross row ends become a twentieth longer at most."""
+
+FEWEST_BLOCKS, FEWEST_PAGES = 8, 144
+"""Of a plane, below which pixels do not lie in blocks: code is faster so, but it is fetched for too few of
+them, and loops over streams of nonzeros, which are faster then, read planes. And pages of 4 KB that the
+planes of a picture reach: twice what the first TLB knows."""
 
 _FOLLOW = frozenset(ELEMENTWISE) | {
     "Elementwise",
@@ -130,8 +138,11 @@ def planar_layout(
     return Layout.planar(fact.sizes, gaps, halo, slack, itemsize, fill)
 
 
-def assign(graph: Graph, target: Target) -> dict[str, Place]:
+def assign(graph: Graph, target: Target, sparse: bool = True) -> dict[str, Place]:
     """The place of every value that a node makes.
+
+    Args:
+        sparse: whether zeros among the weights are skipped.
 
     Model inputs and outputs are not placed: they lie in the user's arrays; but an output whose rows are not
     whole vectors is made in planes, where runs of pixels cross row ends, and copied.
@@ -181,7 +192,44 @@ def assign(graph: Graph, target: Target) -> dict[str, Place]:
         for name in node.outputs:
             if name and name not in fixed:
                 place(name)
-    return places
+    return _in_blocks(graph, target, places) if sparse else places
+
+
+def _in_blocks(graph: Graph, target: Target, places: dict[str, Place]) -> dict[str, Place]:
+    """The places, with pixels in blocks where who makes a value and all who read it gain by that."""
+    lanes = target.lanes(F32)
+
+    def planes(name: str) -> Layout | None:
+        return places[name].layout if name in places else None
+
+    def gains(node: Node) -> bool:
+        blocks = FAMILIES[node.op].blocks if node.op in FAMILIES else None
+        if blocks is None or not blocks(node, graph, target):
+            return False
+        extras = [name for name in node.inputs[3:] if graph.constant(name) is None]
+        x, out, *more = map(planes, (node.inputs[0], node.outputs[0], *extras))
+        if x is None or out is None or None in more:
+            return False
+        # What has strides is split by phase, with the output's gaps.
+        strides = x.strides[2:] if x.shape[2:] == out.shape[2:] else out.strides[2:]
+        return can_run_flat(strides, out, [layout for layout in more if layout is not None], lanes)
+
+    gaining = {node.outputs[0] for node in graph.nodes if gains(node)}
+    readers = graph.consumers()
+    roots = Counter(place.root for place in places.values())
+    result = dict(places)
+    for name, place in places.items():
+        alone = place.root == name and roots[name] == 1 and name not in graph.outputs
+        if not alone or any(map(any, place.layout.halo)) or name not in gaining or not readers.get(name):
+            continue
+        _, channels, *spatial = place.layout.shape
+        pages = channels * min(4 * place.layout.strides[1] / 4096, 1.0)
+        if math.prod(spatial) < FEWEST_BLOCKS * lanes or pages < FEWEST_PAGES:
+            continue
+        if all(reader.outputs[0] in gaining for reader in readers[name]):
+            layout = place.layout.blocked(lanes)
+            result[name] = Place(layout, name, layout)
+    return result
 
 
 def _root(owner: dict[str, tuple[str, int]], name: str) -> str:

@@ -82,7 +82,7 @@ class Planner:
         self._hidden = [name for name in dict.fromkeys(counting) if name not in graph.outputs]
         graph = graph.with_(outputs=(*graph.outputs, *self._hidden))
         self.graph, self.target, self.threads, self.sparse = graph, target, threads, sparse
-        self._places = layouts.assign(graph, target)
+        self._places = layouts.assign(graph, target, sparse)
         self._tensors: dict[str, Tensor] = {}
         self._roots: dict[str, int] = {}
         self._copies: dict[tuple[str, Any], Tensor] = {}
