@@ -48,9 +48,12 @@ STREAM_MARGIN, DIRECT_MARGIN = 1.3, 1.08
 """Measured over modelled cycles of a stream of entries, relative to those of panels: of Zen 3 and sums in 16
 bits, and of Zen 4 and vpdpbusd."""
 
+DENSEST_CODE = 0.6
+"""Share of entries above which they are never put into code."""
 
-CODE_MARGIN = 0.85
-"""Measured over modelled cycles of entries in code, relative to those of a stream."""
+CODE_MARGIN, POINTWISE_CODE_MARGIN = 0.85, 0.72
+"""Measured over modelled cycles of entries in code, relative to those of a stream; and of kernels of one
+pixel whose results meet no residual."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +283,9 @@ def choose(
     by_code: list[tuple[int, int, cost.Chunks]] = []
     four = Dot.of(plan.target)
     if not merged and integer_wired.is_possible(plan.target, four, weights):
-        by_code = list(wired.ways(integer_wired.quads(weights) != 0, -(-shape.inputs // QUAD), plan.threads))
+        entries = integer_wired.quads(weights) != 0
+        if entries.mean() < DENSEST_CODE:
+            by_code = list(wired.ways(entries, -(-shape.inputs // QUAD), plan.threads))
     scale = plan.target.registers // 16
     most = {shared: vectors * scale for shared, vectors in MOST_VECTORS.items()}
     quads = -(-shape.inputs // QUAD)
@@ -431,7 +436,8 @@ def _code_cycles(
     vectors, elements = strips.vectors, -(-shape.inputs // QUAD)
     # A packed strip's pixels are near, and loaded for so many products that lines crossed do not show.
     tile = cost.wired_tile(machine, chunks, vectors, False, 0, True)
-    tile = CODE_MARGIN * (tile + chunks.rows * (2.0 + (rates.vector + 1.5 + rates.tensor * extras) * vectors))
+    margin = CODE_MARGIN if extras or len(strips.taps) > 1 else POINTWISE_CODE_MARGIN
+    tile = margin * (tile + chunks.rows * (2.0 + (rates.vector + 1.5 + rates.tensor * extras) * vectors))
     packing = shape.groups * _packing(machine, strips, rates, elements, Dot.of(plan.target))
     count = len(strips.strips)
     again = (len(strips.tiles) - 1) * chunks.refetch(machine)
