@@ -258,11 +258,15 @@ def ways(nonzero: Array, inputs: int, threads: int) -> Iterator[tuple[int, int, 
     """
     groups, outputs, _ = nonzero.shape
     products, least = int(np.count_nonzero(nonzero)), -(-outputs // MOST_ROWS)
-    for parts in sorted({least, -(-least // threads) * threads}):
-        rows = -(-outputs // parts)
+    sizes = {-(-outputs // parts) for parts in (least, -(-least // threads) * threads)}
+    if least == 2:
+        # Few rows more than there can be in one chunk load few pixels by themselves: with 31 and 1, layers of
+        # 32 channels are 1.2 times as fast as with 16 and 16. (Of more chunks, equal ones are faster.)
+        sizes.add(MOST_ROWS)
+    for rows in sorted(sizes):
         starts = np.arange(0, outputs, rows)
         loads = int(np.count_nonzero(np.logical_or.reduceat(nonzero, starts, axis=1)))
-        code = (SHORT * products + LONG * loads) / (groups * len(starts))
+        code = (SHORT * products + LONG * loads) / groups * rows / outputs
         blocks = min(max(1, math.ceil(code / CHUNK_BYTES)), inputs)
         block = -(-inputs // blocks)
         yield (
