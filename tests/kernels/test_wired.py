@@ -29,7 +29,7 @@ def _force(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Have all convolutions take code that can, in chunks of few rows and few positions."""
     monkeypatch.setattr(sparse, "FLAT_OVER_CODE", 1e9)
     monkeypatch.setattr(sparse, "SEGMENTS_OVER_CODE", 1e9)
-    monkeypatch.setattr(sparse, "SPARSE_SEGMENTS_OVER_CODE", 1e9)
+    monkeypatch.setattr(sparse, "OTHER_SEGMENTS_OVER_CODE", 1e9)
     monkeypatch.setattr(sparse, "CODE_MARGIN", 1e-9)
     monkeypatch.setattr(sparse, "FEWEST_PRODUCTS", 0.0)
     monkeypatch.setattr(wired, "MOST_ROWS", (31, 3, 8, 1)[seed % 4])

@@ -49,9 +49,10 @@ MARGIN, SEGMENTS_MARGIN, SHORT_ROWS_MARGIN = 1.1, 1.0, 0.88
 """Measured over modelled cycles, relative to the dense kernel's (`bench/break_even.py`): of tiles of
 neighbouring pixels, of segments of one row, and of several."""
 
-CODE_MARGIN, FLAT_OVER_CODE, SEGMENTS_OVER_CODE, SPARSE_SEGMENTS_OVER_CODE = 1.15, 0.80, 1.25, 1.1
+CODE_MARGIN, FLAT_OVER_CODE, SEGMENTS_OVER_CODE, OTHER_SEGMENTS_OVER_CODE = 1.15, 0.80, 1.25, 1.1
 """The same of nonzeros in code; and measured over modelled cycles of a stream of them, relative to those of
-code, where it meets neighbouring pixels and where segments: of which those of the least dense weights."""
+code, where it meets neighbouring pixels and where segments: with strides or the least dense weights, other
+ones."""
 
 LEAST_DENSE = 0.07
 """Share of nonzeros below which weights are of these."""
@@ -269,10 +270,9 @@ def choose(
             best, least = choice, taken
     if wired.is_possible(plan.target):
         if best is not None:
-            segments_over_code = (
-                SEGMENTS_OVER_CODE if nonzero.mean() >= LEAST_DENSE else SPARSE_SEGMENTS_OVER_CODE
-            )
-            least *= FLAT_OVER_CODE if best.packing is None else segments_over_code
+            usual = g.is_unstrided and nonzero.mean() >= LEAST_DENSE
+            segments = SEGMENTS_OVER_CODE if usual else OTHER_SEGMENTS_OVER_CODE
+            least *= FLAT_OVER_CODE if best.packing is None else segments
         for choice, chunks in _in_code(plan, machine, g, shape, nonzero, ways, out, epilogue):
             taken = choice.together(shape, plan.threads)
             work = choice.work(shape, plan.threads)
@@ -363,8 +363,8 @@ def _in_code(
             cutting = tiles_of_spans(g.strides, out.layout, extras, lanes, vectors, flat, spans)
             if cutting is not None and (cutting.full or vectors == cutting.rest_vectors):
                 cuts.append((cutting.placed(layouts), None))
-    # Where strides are packed phase by phase, streams were faster: they pack fewer channels at a time.
-    if g.is_unstrided and not blocked:
+    # Where strides are packed phase by phase, streams pack fewer channels at a time.
+    if (g.is_unstrided or nonzero.mean() >= LEAST_DENSE) and not blocked:
         cuts += cut_segments(g, out.layout, extras, lanes, wired.MOST_VECTORS)
     split = nonzero.reshape(shape.groups, shape.outputs, -1)
     chunks = list(wired.ways(split, shape.inputs, plan.threads))
