@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+
+Pixels = TypeVar("Pixels", int, np.ndarray[Any, Any])
 
 
 @dataclass(frozen=True)
@@ -110,11 +114,12 @@ class Layout:
             block=lanes,
         )
 
-    def place(self, pixels: Any) -> Any:
-        """Elements from pixel 0 of a channel to others, counted along its plane (a number or an array)."""
+    def place(self, pixels: Pixels) -> Pixels:
+        """Elements from pixel 0 of a channel to others, counted along its plane."""
         if not self.block:
             return pixels
-        return pixels // self.block * (self.block * self.shape[1]) + pixels % self.block
+        place: Pixels = pixels // self.block * (self.block * self.shape[1]) + pixels % self.block
+        return place
 
     @property
     def is_contiguous(self) -> bool:

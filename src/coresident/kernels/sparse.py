@@ -82,9 +82,6 @@ PAGE = 4096
 SEGMENT_L1 = 2.0
 """Of the part of L1 that a tile's activations may fill: those that are packed."""
 
-UNROLL = 4
-"""Nonzeros in one round of the inner loop, a power of two."""
-
 
 def blocks(node: Node, graph: Graph, target: Target) -> bool:
     """Whether pixels in blocks suit a convolution (`Family.blocks`): one pixel reads one, code will do it."""
@@ -397,61 +394,3 @@ def _in_code(
             total = (total * shape.batch + profile.fetch) * CODE_MARGIN
             first = by_plane and packing is None
             yield Choice(cutting, 1, block, total, packing, first, rows), profile
-
-
-def _in_rounds(words: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The stream of rows by themselves, with the (offset, weight) of each whole round of a row turned into
-    all its offsets, then all its weights."""
-    place = np.arange(len(words)) - np.repeat(np.cumsum(counts) - counts, counts)
-    whole = place < np.repeat(counts // UNROLL * UNROLL, counts)
-    turned = words.copy()
-    turned[whole] = words[whole].reshape(-1, UNROLL, 2).transpose(0, 2, 1).reshape(-1, 2)
-    return turned.reshape(-1)
-
-
-@dataclass(frozen=True)
-class Packed:
-    """The nonzeros in the order in which the kernel meets them.
-
-    Args:
-        stream: int32 words, for each nonzero its offset in bytes, then `shared` float32 weights; where one
-            channel stands by itself, whole rounds of `UNROLL` have their offsets first, then their weights.
-        rows: [.., 2] int32: the first output channel of a row and its number of nonzeros, in order of that
-            number within each (part of the rows, block).
-        starts: [groups, parts of the rows, blocks] int64: where each begins in `stream`, in words.
-    """
-
-    stream: np.ndarray[Any, Any]
-    rows: np.ndarray[Any, Any]
-    starts: np.ndarray[Any, Any]
-
-
-def pack(weights: np.ndarray[Any, Any], g: Geometry, choice: Choice, work: Cut) -> Packed:
-    """Order and compress the weights [groups, outputs, inputs, taps]."""
-    groups, _, inputs, taps = weights.shape
-    shared, block = choice.shared, choice.block
-    offsets = choice.offsets(inputs, g)
-    streams: list[np.ndarray[Any, Any]] = []
-    rows: list[np.ndarray[Any, Any]] = []
-    starts: list[int] = []
-    at = 0
-    for group in weights:
-        by_row = group.reshape(-1, shared, inputs, taps)
-        for first, end in map(work.row_range, range(work.row_parts)):
-            chunk = by_row[first:end]
-            for c in range(0, inputs, block):
-                part = chunk[:, :, c : c + block]
-                used = (part != 0).any(axis=1)
-                counts = used.sum(axis=(1, 2))
-                order = np.argsort(-counts, kind="stable")
-                row, channel, tap = np.nonzero(used[order])
-                words = np.empty((len(row), 1 + shared), np.int32)
-                words[:, 0] = offsets[c + channel, tap]
-                words[:, 1:] = part[order][row, :, channel, tap].astype(np.float32).view(np.int32)
-                streams.append(_in_rounds(words, counts[order]) if shared == 1 else words.reshape(-1))
-                rows.append(np.stack([(first + order) * shared, counts[order]], axis=1).astype(np.int32))
-                starts.append(at)
-                at += words.size
-    blocks = -(-inputs // block)
-    stream = np.concatenate([*streams, np.zeros(UNROLL * (1 + shared), np.int32)])
-    return Packed(stream, np.concatenate(rows), np.array(starts, np.int64).reshape(groups, -1, blocks))

@@ -17,8 +17,9 @@ from coresident.kernels.frame import Frame, Here, Shape, Sums
 from coresident.kernels.geometry import Geometry
 from coresident.kernels.head import Head
 from coresident.kernels.lowering import Operand, Plan, Tensor
-from coresident.kernels.sparse import UNROLL, Choice, pack
+from coresident.kernels.sparse import Choice
 from coresident.kernels.sparse_loops import Loops
+from coresident.kernels.sparse_stream import UNROLL, pack
 
 
 @dataclass(frozen=True)

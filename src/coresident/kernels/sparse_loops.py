@@ -55,7 +55,7 @@ class Loops(ABC):
     @property
     def _apart(self) -> int:
         """Elements from a vector of neighbouring pixels to the next."""
-        return int(self.g.source.layout.place(self.frame.vector.lanes))
+        return self.g.source.layout.place(self.frame.vector.lanes)
 
     def _reads(self, vector: int) -> int:
         """Elements from a tile's first to a vector."""

@@ -23,6 +23,7 @@ from coresident.codegen.types import F32
 from coresident.graph.expression import ELEMENTWISE
 from coresident.graph.graph import Fact, Graph, Node
 from coresident.kernels.families import FAMILIES
+from coresident.kernels.frame import STREAMED_BYTES
 from coresident.kernels.geometry import can_run_flat
 from coresident.kernels.layout import Layout
 
@@ -42,7 +43,7 @@ pixels that cross row ends become a twentieth longer at most."""
 FEWEST_BLOCKS, FEWEST_PAGES = 8, 144
 """Of a plane, below which pixels do not lie in blocks: code is faster so, but it is fetched for too few of
 them, and loops over streams of nonzeros, which are faster then, read planes. And pages of 4 KB that the
-planes of a picture reach: twice what the first TLB knows."""
+planes of a picture reach: twice what the first TLB knows. (What is stored past the caches keeps planes.)"""
 
 _FOLLOW = frozenset(ELEMENTWISE) | {
     "Elementwise",
@@ -224,10 +225,10 @@ def _in_blocks(graph: Graph, target: Target, places: dict[str, Place]) -> dict[s
             continue
         _, channels, *spatial = place.layout.shape
         pages = channels * min(4 * place.layout.strides[1] / 4096, 1.0)
+        layout = place.layout.blocked(lanes)
         if math.prod(spatial) < FEWEST_BLOCKS * lanes or pages < FEWEST_PAGES:
             continue
-        if all(reader.outputs[0] in gaining for reader in readers[name]):
-            layout = place.layout.blocked(lanes)
+        if 4 * layout.extent < STREAMED_BYTES and all(r.outputs[0] in gaining for r in readers[name]):
             result[name] = Place(layout, name, layout)
     return result
 
