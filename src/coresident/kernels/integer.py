@@ -445,7 +445,9 @@ def _code_cycles(
     work = divided(
         count, shape.batch * shape.groups, shape.outputs, plan.threads, total, by_plane, chunk_rows
     )
-    total += shape.batch * packing * (work.row_parts - 1)
+    # Who has other rows packs the same pixels, most of which another core has made.
+    remote = cost.REMOTE_LINE * strips.packed * shape.groups * shape.inputs / 64
+    total += shape.batch * (packing + remote) * (work.row_parts - 1)
     total = total * unevenness(work, strips.sizes, plan.threads) + 300.0 * work.tasks
     return total + chunks.fetch + chunks.fetched_again(plan.threads, work.row_parts)
 
