@@ -86,5 +86,5 @@ def _emit(plan: Plan, x: Tensor, y: Tensor, strides: Sequence[int]) -> None:
             assert found is not None
             f.store(found, out, channel * lanes)
     operands: list[Address] = [x.address, y.address, plan.constant(sources), plan.constant(taken)]
-    info = {"op": "Copy", "kernel": f"every {'x'.join(map(str, strides))}th pixel"}
+    info = {"op": "Copy", "kernel": f"pixels {'x'.join(map(str, strides))} apart"}
     plan.step(f, operands, tasks, reads=[x], writes=[y], info=info)
