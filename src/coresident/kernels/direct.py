@@ -157,7 +157,7 @@ def _best(
         None where pixels lie in blocks, and what code would write does not lie as that needs.
     """
     skips = plan.sparse and np.count_nonzero(weights) < weights.size
-    blocked = any(t.layout.block for t in (*(g.source for g in ways), out, *epilogue.tensors))
+    blocked = any(sparse.in_blocks(g, out, epilogue) for g in ways)
     without: list[_Way] = []
     skipping: list[_Way] = []
     for g in ways:

@@ -40,6 +40,7 @@ from coresident.kernels.geometry import (
     tiles_of_spans,
     window,
 )
+from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.sparse_segments import Packing
 from coresident.kernels.sparse_segments import cuts as cut_segments
@@ -94,6 +95,16 @@ def blocks(node: Node, graph: Graph, target: Target) -> bool:
     least, most = BLOCKED_ZEROS
     zeros = 1 - int(np.count_nonzero(weights)) / max(weights.size, 1)
     return bool(least <= zeros <= most)
+
+
+def in_blocks(g: Geometry, out: Tensor, epilogue: Epilogue) -> bool:
+    """Whether pixels lie in blocks somewhere, so that only code can do it."""
+    return any(layout.block for layout in _layouts(g, out, epilogue))
+
+
+def _layouts(g: Geometry, out: Tensor, epilogue: Epilogue) -> list[Layout]:
+    """Of the input, the output and what the epilogue adds."""
+    return [g.source.layout, out.layout, *(t.layout for t in epilogue.tensors)]
 
 
 @dataclass(frozen=True)
@@ -205,8 +216,7 @@ def choose(
             counts = union_counts(nonzero, shared, block, shape.taps)
             lengths = sum(len(np.unique(column)) for column in counts.T)
             profiles[shared, block] = (counts, float(lengths))
-    layouts = [g.source.layout, out.layout, *extras]
-    blocked = any(layout.block for layout in layouts)
+    blocked = in_blocks(g, out, epilogue)
     for flat, spans in ways if not blocked else ():
         for vectors in range(1, registers + 1):
             cutting = tiles_of_spans(g.strides, out.layout, extras, lanes, vectors, flat, spans)
@@ -351,8 +361,7 @@ def _in_code(
     lanes, extras = plan.target.lanes(F32), [t.layout for t in epilogue.tensors]
     by_plane = read_by_plane(plan, out)
     cuts: list[tuple[Tiles, Packing | None]] = []
-    layouts = [g.source.layout, out.layout, *extras]
-    blocked = any(layout.block for layout in layouts)
+    layouts, blocked = _layouts(g, out, epilogue), in_blocks(g, out, epilogue)
     for flat, spans in ways:
         if blocked and not flat:
             continue
