@@ -31,7 +31,7 @@ def constant_weights(node: Node, plan: Plan) -> tuple[np.ndarray[Any, Any], np.n
     return weights, bias
 
 
-@lowers("Conv", halo=geometry.halo, flat=True, blocks=sparse.blocks)
+@lowers("Conv", halo=geometry.halo, flat=True, blocks=sparse.gains_in_blocks)
 def convolution(node: Node, plan: Plan) -> None:
     """Conv (ONNX 22), with the epilogue that fusion attached."""
     weights, bias = constant_weights(node, plan)

@@ -76,7 +76,8 @@ class Geometry:
     """Where a convolution reads.
 
     Args:
-        source: the planes, with their border; split by phase if the convolution is strided.
+        source: the planes, with their border; split by phase if the convolution is strided. Or pixels in
+            blocks, those alone that it reads.
         taps: for each kernel position in C order, elements from an output pixel to what the tap reads.
         batch_stride, channel_stride: elements between pictures and between channels.
         strides: elements between what neighbouring output pixels read, one a spatial dimension.
@@ -117,7 +118,7 @@ def ways(node: Node, plan: Plan) -> list[Geometry]:
     if all(s == 1 for s in w.strides):
         return [in_place(node, plan)]
     if plan.tensor(node.inputs[0]).layout.block:
-        return [_in_blocks(node, plan, w)]
+        return [_subsampled(node, plan, w)]
     direct = plan.lies_planar(node.inputs[0], halo(node, plan.graph))
     return [*([in_place(node, plan)] if direct else []), by_phase(node, plan)]
 
@@ -136,7 +137,7 @@ def in_place(node: Node, plan: Plan) -> Geometry:
     return Geometry(x, taps, x.layout.strides[0], x.layout.strides[1], steps, strides, positions=positions)
 
 
-def _in_blocks(node: Node, plan: Plan, w: Window) -> Geometry:
+def _subsampled(node: Node, plan: Plan, w: Window) -> Geometry:
     """Read a copy of the pixels that a strided convolution of single pixels reads."""
     x, out = plan.tensor(node.inputs[0]), plan.tensor(node.outputs[0]).layout
     taken = subsample.subsample(plan, x, w.strides, out)

@@ -84,7 +84,7 @@ SEGMENT_L1 = 2.0
 """Of the part of L1 that a tile's activations may fill: those that are packed."""
 
 
-def blocks(node: Node, graph: Graph, target: Target) -> bool:
+def gains_in_blocks(node: Node, graph: Graph, target: Target) -> bool:
     """Whether pixels in blocks suit a convolution (`Family.blocks`): one pixel reads one, code will do it."""
     weights = graph.constant(node.inputs[1])
     if weights is None or not wired.is_possible(target) or node.get("group", 1) != 1:
@@ -95,6 +95,11 @@ def blocks(node: Node, graph: Graph, target: Target) -> bool:
     least, most = BLOCKED_ZEROS
     zeros = 1 - int(np.count_nonzero(weights)) / max(weights.size, 1)
     return bool(least <= zeros <= most)
+
+
+def _is_dense(nonzero: np.ndarray[Any, Any]) -> bool:
+    """Whether weights are not of the least dense ones."""
+    return bool(nonzero.mean() >= LEAST_DENSE)
 
 
 def in_blocks(g: Geometry, out: Tensor, epilogue: Epilogue) -> bool:
@@ -277,7 +282,7 @@ def choose(
             best, least = choice, taken
     if wired.is_possible(plan.target):
         if best is not None:
-            usual = g.is_unstrided and nonzero.mean() >= LEAST_DENSE
+            usual = g.is_unstrided and _is_dense(nonzero)
             segments = SEGMENTS_OVER_CODE if usual else OTHER_SEGMENTS_OVER_CODE
             least *= FLAT_OVER_CODE if best.packing is None else segments
         for choice, chunks in _in_code(plan, machine, g, shape, nonzero, ways, out, epilogue):
@@ -370,7 +375,7 @@ def _in_code(
             if cutting is not None and (cutting.full or vectors == cutting.rest_vectors):
                 cuts.append((cutting.placed(layouts), None))
     # Where strides are packed phase by phase, streams pack fewer channels at a time.
-    if (g.is_unstrided or nonzero.mean() >= LEAST_DENSE) and not blocked:
+    if (g.is_unstrided or _is_dense(nonzero)) and not blocked:
         cuts += cut_segments(g, out.layout, extras, lanes, wired.MOST_VECTORS)
     split = nonzero.reshape(shape.groups, shape.outputs, -1)
     chunks = list(wired.ways(split, shape.inputs, plan.threads))

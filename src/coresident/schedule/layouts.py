@@ -7,6 +7,8 @@
 3. A value carries a border of zeros (of its zero point, if it is quantised) exactly as wide as its consumers
    read.
 4. The inputs of a channel concatenation lie inside its output: concatenating costs nothing.
+5. Between sparse convolutions of single pixels that gain by it, pixels lie in blocks instead
+   (`Layout.blocked`).
 """
 
 from __future__ import annotations
