@@ -1,7 +1,7 @@
 """Functions of one byte that give a byte, as tables of 256 entries in registers.
 
 The low four bits of a byte choose from each of 16 rows of the table, its high four bits then choose among the
-rows; NEON chooses from 64 entries at once.
+rows; NEON chooses from 64 entries at once, AVX-512's VBMI from 128.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 from coresident.codegen.builder import Function, Value
 from coresident.codegen.math import Typed
+from coresident.codegen.target import Target
 from coresident.codegen.types import I8, I16
 from coresident.kernels.loopnest import Compute
 
@@ -32,7 +33,7 @@ def lookup(table: Array) -> Compute:
 
     def compute(f: Function, loaded: Sequence[Typed], lanes: int) -> Typed:
         x = loaded[0].value
-        width = 32 if f.target.has("avx2") and lanes >= 32 else 16
+        width = 64 if _has_halves(f.target) else 32 if f.target.has("avx2") and lanes >= 32 else 16
         if lanes < width:
             x = _resized(f, x, width)
         parts = [
@@ -64,7 +65,24 @@ def _row(f: Function, entries: Sequence[int], lanes: int) -> Value:
 
 
 def _looked_up(f: Function, entries: Sequence[int], x: Value) -> Value:
-    return _by_quarters(f, entries, x) if f.target.arch == "aarch64" else _by_rows(f, entries, x)
+    if f.target.arch == "aarch64":
+        return _by_quarters(f, entries, x)
+    return _by_halves(f, entries, x) if x.type.lanes == 64 else _by_rows(f, entries, x)
+
+
+def _has_halves(target: Target) -> bool:
+    """Whether one instruction chooses from half of the table."""
+    return target.vector_bits == 512 and target.has("avx512vbmi")
+
+
+def _by_halves(f: Function, entries: Sequence[int], x: Value) -> Value:
+    name, needs = "llvm.x86.avx512.vpermi2var.qi.512", ("avx512vbmi",)
+    # The highest bit of an index is not looked at.
+    low, high = (
+        f.call(name, x.type, _row(f, one, 64), x, _row(f, other, 64), needs=needs)
+        for one, other in ((entries[:64], entries[64:128]), (entries[128:192], entries[192:]))
+    )
+    return f.select(x < 0, high, low)
 
 
 def _by_quarters(f: Function, entries: Sequence[int], x: Value) -> Value:
