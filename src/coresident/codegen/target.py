@@ -57,6 +57,11 @@ class Target:
         return 512 if self.has("avx512f") else 128 if self.arch == "aarch64" else 256
 
     @property
+    def load_bits(self) -> int:
+        """Bits that a core loads at once: Zen 4 loads vectors of 512 bits in two halves."""
+        return min(self.vector_bits, 256) if self.cpu == "znver4" else self.vector_bits
+
+    @property
     def feature_string(self) -> str:
         """As LLVM wants it."""
         return ",".join(f"+{name}" for name in sorted(self.features))

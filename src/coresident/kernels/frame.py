@@ -16,7 +16,7 @@ from coresident.codegen.types import F32, I32, I64, Type
 from coresident.kernels.epilogue import Epilogue, Output
 from coresident.kernels.geometry import Geometry, Tiles, border_mask, segments
 from coresident.kernels.lowering import Operand, Plan, Tensor
-from coresident.kernels.spread import ONE_ROW, SEGMENT, Segments, together, transposed
+from coresident.kernels.spread import GROUP, WIDTH, Segments, group_of, row_together, together, transposed
 from coresident.kernels.tiling import Cut, Part
 
 STREAMED_BYTES = 16 << 20
@@ -86,10 +86,10 @@ class Here:
             return [Piece(self.vectors, self.offsets, self.last, 0, 0)]
         spread, found = self.segments.spread, []
         for number, segment in enumerate(self.segments.writes):
-            if spread == ONE_ROW:
+            if spread.rows == 1:
                 assert segment[0] is not None
                 offsets = [o + by for o, by in zip(self.offsets, segment[0])]
-                found.append(Piece(SEGMENT // lanes, offsets, lanes, number, 0))
+                found.append(Piece(spread.pixels // lanes, offsets, lanes, number, 0))
                 continue
             for row, column in itertools.product(range(spread.rows), range(spread.columns)):
                 moved, first = segment[row], column * spread.width
@@ -285,7 +285,7 @@ def _streams(target: Target, tiles: Tiles, out: Tensor, extras: int) -> bool:
         and out.storage.kind == "arena"
         and not layout.block
         and layout.elements * out.dtype.itemsize >= STREAMED_BYTES
-        and layout.shape[-1] >= SEGMENT
+        and layout.shape[-1] >= group_of(target) * WIDTH
         and not any(place % lanes for place in (layout.origin, *layout.strides[:-1]))
         and not (starts % lanes).any()
     )
@@ -416,6 +416,11 @@ class Sums:
         f, segments = self.frame.function, self.here.segments
         if segments is None:
             return [list(row)]
-        size = len(row) // len(segments.writes)
-        turn = transposed if segments.spread == ONE_ROW else together
-        return [turn(f, row[at : at + size]) for at in range(0, len(row), size)]
+        size, spread = len(row) // len(segments.writes), segments.spread
+
+        def turn(groups: Sequence[Value]) -> list[Value]:
+            if spread.rows > 1:
+                return together(f, groups, spread.group)
+            return transposed(f, groups) if spread.group == GROUP else row_together(f, groups)
+
+        return [turn(row[at : at + size]) for at in range(0, len(row), size)]

@@ -314,7 +314,7 @@ def _segments(
             have.
     """
     lanes, extras = plan.target.lanes(F32), [t.layout for t in epilogue.tensors]
-    for cutting, packing in cut_segments(g, out.layout, extras, lanes, plan.target.registers - 2):
+    for cutting, packing in cut_segments(g, out.layout, extras, plan.target, plan.target.registers - 2):
         for (shared, block), (counts, changes) in profiles.items():
             goes_on = packing.steps > 1
             block_bytes = 4 * block * packing.planes * packing.plane_span
@@ -376,7 +376,7 @@ def _in_code(
                 cuts.append((cutting.placed(layouts), None))
     # Where strides are packed phase by phase, streams pack fewer channels at a time.
     if (g.is_unstrided or _is_dense(nonzero)) and not blocked:
-        cuts += cut_segments(g, out.layout, extras, lanes, wired.MOST_VECTORS)
+        cuts += cut_segments(g, out.layout, extras, plan.target, wired.MOST_VECTORS)
     split = nonzero.reshape(shape.groups, shape.outputs, -1)
     chunks = list(wired.ways(split, shape.inputs, plan.threads))
     for cutting, packing in cuts:

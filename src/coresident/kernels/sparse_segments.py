@@ -18,16 +18,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from coresident.codegen.builder import Function, Value
+from coresident.codegen.target import Target
 from coresident.codegen.types import F32, Type
 from coresident.kernels.geometry import Geometry, Tiles
 from coresident.kernels.layout import Layout
 from coresident.kernels.spread import (
     GROUP,
-    ONE_ROW,
-    SEGMENT,
     Segments,
     Spread,
     apart,
+    group_of,
+    row_apart,
     segments,
     spreads,
     starts_of,
@@ -75,7 +76,7 @@ class Packing:
     @property
     def pitch(self) -> int:
         """Packed elements of a row."""
-        return self.segments.groups * GROUP
+        return self.segments.groups * self.segments.spread.group
 
     @property
     def plane_span(self) -> int:
@@ -95,7 +96,7 @@ class Packing:
     @property
     def in_one_row(self) -> bool:
         """Whether all lanes of a segment lie in one row."""
-        return self.segments.spread == ONE_ROW
+        return self.segments.spread.rows == 1
 
     @property
     def cycles(self) -> float:
@@ -130,10 +131,13 @@ class Packing:
                     f.store(pair, there, number * self.pitch + i * vector.lanes)
 
     def _groups(self, f: Function, vector: Type, source: Value, row: Sequence[int]) -> list[Value]:
-        """A packed row, two groups a vector."""
+        """A packed row, vector by vector of its groups."""
         spread = self.segments.spread
         if self.in_one_row:
-            starts = [row[0] + self.step * at for at in range(0, SEGMENT, GROUP)]
+            # Each lane's pixels of the smaller groups, whole rows of the larger ones.
+            apart_by = GROUP if spread.group == GROUP else vector.lanes
+            end = spread.pixels + (0 if spread.group == GROUP else 1)
+            starts = [row[0] + self.step * at for at in range(0, end, apart_by)]
             wanted = vector.lanes
         else:
             begins = [self.step * spread.width * column for column in range(spread.columns)]
@@ -142,11 +146,13 @@ class Packing:
         pixels = [self._pixels(f, vector, source, start, wanted) for start in starts]
         found: list[Value] = []
         for (_, groups), lanes in zip(self.columns, zip(*pixels)):
-            if self.in_one_row:
+            if not self.in_one_row:
+                found += apart(f, lanes)[: groups * spread.group // vector.lanes]
+            elif spread.group == GROUP:
                 both = [transposed(f, lanes[half::2]) for half in (0, 1)]
                 found += [*both[0], *both[1]][: groups // 2]
             else:
-                found += apart(f, lanes)[: groups // 2]
+                found += row_apart(f, lanes[:-1], lanes[-1], groups)
         return found
 
     def _pixels(self, f: Function, vector: Type, source: Value, start: int, count: int) -> list[Value]:
@@ -197,25 +203,27 @@ class Packing:
 
 
 def cuts(
-    g: Geometry, out: Layout, extras: Sequence[Layout], lanes: int, most: int
+    g: Geometry, out: Layout, extras: Sequence[Layout], target: Target, most: int
 ) -> list[tuple[Tiles, Packing]]:
     """Ways to cut into tiles of `most` vectors at most that consist of segments below each other, and how
     their input is packed; none where output pixels are further apart than every other one of the input."""
+    lanes = target.lanes(F32)
     columns = [tuple(g.strides), out.strides[2:], *(e.strides[2:] for e in extras)]
     rank = len(out.shape) - 2
-    if lanes != 2 * GROUP or rank not in (2, 3) or any(c[-1] != 1 for c in columns[1:]):
+    if lanes != 16 or rank not in (2, 3) or any(c[-1] != 1 for c in columns[1:]):
         return []
     if not g.positions or g.planes or g.pixels[-1] != 1 or not (g.is_unstrided or rank == 2) or g.step > 2:
         return []
     down, across = (Phases.of((a[d] for a in g.positions), g.strides[d] // g.pixels[d]) for d in (-2, -1))
-    # Whole vectors of two groups.
-    reach = -(-max(across.extents) // 2) * 2
+    group = group_of(target)
+    # Whole vectors.
+    reach = -(-max(across.extents) * group // lanes) * lanes // group
     if not reach:
         # Of single columns no vector crosses a line, and a copy split by phase costs less than to pack them.
         return []
     height, found = out.shape[-2], []
-    for spread in spreads(out.shape[-1], reach):
-        for below in range(1, most * lanes // (spread.width * GROUP) + 1):
+    for spread in spreads(out.shape[-1], reach, group):
+        for below in range(1, most * lanes // (spread.width * group) + 1):
             if spread.fits(below, height):
                 ways = (_cut(g, out, columns, spread, below, steps, down, across, lanes) for steps in STEPS)
                 found += [way for way in ways if way is not None]
@@ -252,20 +260,22 @@ def _cut(
             tuple(start + min(lane + row, height - 1 + extent) * g.strides[-2] for lane in spread.tops(below))
             for row in range(below + extent)
         ]
-    groups = [spread.width + -(-extent // 2) * 2 for extent in across.extents]
+    # Whole vectors.
+    whole = lanes // spread.group
+    groups = [spread.width + -(-extent // whole) * whole for extent in across.extents]
     group_bases = [sum(groups[:i]) for i in range(len(groups))]
-    pitch = sum(groups) * GROUP
+    pitch = sum(groups) * spread.group
     taps = []
     for a in g.positions:
         (row_phase, row), (column_phase, column) = down.place(a[-2]), across.place(a[-1])
         row += row_bases[row_phase] + (depths.index(a[0]) * len(lines) if in_volume else 0)
-        taps.append(row * pitch + (group_bases[column_phase] + column) * GROUP)
+        taps.append(row * pitch + (group_bases[column_phase] + column) * spread.group)
     extents = [*([steps] if in_volume else []), spread.rows * below, spread.pixels]
     starts = [starts_of(*each) for each in zip(spatial, extents, strict=True)]
     begins = np.array(list(itertools.product(*starts)), np.int64)
     table = np.stack([begins @ np.array(c, np.int64) for c in columns], axis=1)
     tiles = segments(spread, below, sum(groups), lanes, spatial[-2:], [c[-2] for c in columns[1:]])
-    whole = Tiles(
+    cutting = Tiles(
         table.astype(np.int32), len(table), len(tiles.reads), 0, lanes, lanes, False, int(np.prod(spatial))
     )
     moves = tuple(c[0] for c in columns[1:])
@@ -280,4 +290,4 @@ def _cut(
         moves,
         tuple(taps),
     )
-    return whole, packing
+    return cutting, packing

@@ -1,14 +1,15 @@
 """Segments: pixels spread over lanes so that whichever tap reads a vector, it lies in one cache line.
 
-A vector in two lines takes half as long again to load, and of a 3 x 3 kernel's taps on rows of pixels seven
-or eight of nine read such vectors. Hence neighbouring lanes hold pixels that are some way apart. A *segment*
-of a row is packed in *groups* of `GROUP` lanes, and pixels that are neighbours lie in neighbouring groups,
+A vector in two lines takes half as long again to load, or twice as long, and of a 3 x 3 kernel's taps on rows
+of pixels seven or eight of nine read such vectors. Hence neighbouring lanes hold pixels that are some way
+apart. A *segment* of a row is packed in *groups* of lanes, as many as a core loads at once: 16, or 8 where it
+loads half of a vector at a time. Pixels that are neighbours lie in neighbouring groups,
 
-    pixel of lane l in group i  =  l * GROUP + i        i = left ... GROUP - 1 + right
+    pixel of lane l in group i  =  l * WIDTH + i        i = left ... WIDTH - 1 + right
 
-so that the next pixel's vector lies one group further on: half a line, which loads take as well as a whole
-one. The groups before the first and after the last hold what a kernel reads beyond the segment. Without these
-a segment is a square matrix that is transposed: as pixels are packed, and again before results are stored.
+so that the next pixel's vector lies one group further on. The groups before the first and after the last hold
+what a kernel reads beyond the segment. Without these a segment is a matrix that is transposed: as pixels are
+packed, and again before results are stored.
 
 Where rows are shorter, the lanes of a group are spread over several of them (`Spread`).
 """
@@ -20,12 +21,24 @@ from dataclasses import dataclass
 
 from coresident.codegen import integers
 from coresident.codegen.builder import Function, Value
+from coresident.codegen.target import Target
 
 GROUP = 8
-"""Lanes of a group: half a cache line of elements of 32 bits."""
+"""Lanes of the smaller groups: half a cache line of elements of 32 bits."""
 
-SEGMENT = GROUP * GROUP
-"""Pixels of a segment of one row."""
+WIDTH = 8
+"""Pixels beside each other that a lane goes through, of a segment of one row."""
+
+SEGMENT = GROUP * WIDTH
+"""Pixels of the smaller segments of one row."""
+
+_REACHED = 16
+"""Pixels that a lane reads at most: two vectors of bytes then hold what a channel's rows of lanes read."""
+
+
+def group_of(target: Target) -> int:
+    """Lanes of a group of elements of 32 bits that no load of a vector crosses a line for."""
+    return target.load_bits // 32
 
 
 @dataclass(frozen=True)
@@ -33,13 +46,18 @@ class Spread:
     """Where the lanes of a group lie.
 
     Args:
-        rows, columns: of lanes, `GROUP` of them.
+        rows, columns: of lanes.
         width: pixels beside each other that a lane goes through from group to group, an even number.
     """
 
     rows: int
     columns: int
     width: int
+
+    @property
+    def group(self) -> int:
+        """Lanes of a group."""
+        return self.rows * self.columns
 
     @property
     def pixels(self) -> int:
@@ -57,7 +75,7 @@ class Spread:
     def row(self, number: int) -> list[int]:
         """Of the pixels of a row of lanes, their places in the segment, which lies group after group."""
         return [
-            group * GROUP + number * self.columns + column
+            group * self.group + number * self.columns + column
             for column in range(self.columns)
             for group in range(self.width)
         ]
@@ -72,20 +90,16 @@ class Spread:
         ]
 
 
-ONE_ROW = Spread(1, GROUP, GROUP)
-
-
-def spreads(width: int, reach: int) -> list[Spread]:
-    """Ways to spread groups over rows of a width, for kernels that read `reach` pixels beyond.
-
-    A lane reads 16 pixels at most, so that two vectors of bytes hold what a channel's rows of lanes read.
-    """
-    found = [ONE_ROW] if width >= SEGMENT and reach <= GROUP else []
-    for columns in (1, 2, 4):
+def spreads(width: int, reach: int, group: int = GROUP) -> list[Spread]:
+    """Ways to spread groups of lanes over rows of a width, for kernels that read `reach` pixels beyond."""
+    found = [Spread(1, group, WIDTH)] if width >= group * WIDTH and WIDTH + reach <= _REACHED else []
+    columns = 1
+    while columns < group:
         each = -(-width // columns)
         each += each % 2
-        if GROUP <= each + reach <= 2 * GROUP:
-            found.append(Spread(GROUP // columns, columns, each))
+        if SEGMENT // group <= each + reach <= _REACHED:
+            found.append(Spread(group // columns, columns, each))
+        columns *= 2
     return found
 
 
@@ -129,8 +143,9 @@ def segments(
         strides: elements between rows, of the output and each further operand of its shape.
     """
     height, width = shape
-    pitch = groups * GROUP
-    reads = tuple(row * pitch + at for row in range(down) for at in range(0, spread.width * GROUP, lanes))
+    pitch = groups * spread.group
+    vectors = range(0, spread.width * spread.group, lanes)
+    reads = tuple(row * pitch + at for row in range(down) for at in vectors)
     writes = tuple(
         tuple(
             tuple((lane + row) * stride for stride in strides) if lane + row < height else None
@@ -147,18 +162,52 @@ def starts_of(length: int, width: int) -> list[int]:
 
 
 def apart(f: Function, lanes: Sequence[Value]) -> list[Value]:
-    """What each lane of a group goes through, 16 pixels a vector, as groups, two a vector."""
-    pixels = [[(lane, pixel) for pixel in range(2 * GROUP)] for lane in range(GROUP)]
-    groups = [[(lane, 2 * pair + i) for i in (0, 1) for lane in range(GROUP)] for pair in range(GROUP)]
-    return _rearranged(f, lanes, pixels, groups)
+    """What each lane of a group goes through, 16 pixels a vector, as groups, vector by vector."""
+    return _rearranged(f, lanes, *_orders(len(lanes)))
 
 
-def together(f: Function, groups: Sequence[Value]) -> list[Value]:
-    """What `apart` took apart; of fewer than 16 groups, the last pixels of a lane may be anything."""
-    missing = [groups[-1]] * (GROUP - len(groups))
-    pixels = [[(lane, pixel) for pixel in range(2 * GROUP)] for lane in range(GROUP)]
-    held = [[(lane, 2 * pair + i) for i in (0, 1) for lane in range(GROUP)] for pair in range(GROUP)]
+def together(f: Function, groups: Sequence[Value], group: int) -> list[Value]:
+    """What `apart` took apart, of so many lanes a group; of fewer than 16 groups, the last pixels of a lane
+    may be anything."""
+    pixels, held = _orders(group)
+    missing = [groups[-1]] * (len(held) - len(groups))
     return _rearranged(f, [*groups, *missing], held, pixels)
+
+
+def _orders(group: int) -> tuple[list[list[tuple[int, int]]], list[list[tuple[int, int]]]]:
+    """(lane, pixel) of the elements of 16 pixels of each lane of a group, and of the vectors of their
+    groups."""
+    pixels = [[(lane, pixel) for pixel in range(_REACHED)] for lane in range(group)]
+    many = _REACHED // group
+    starts = range(0, _REACHED, many)
+    return pixels, [[(lane, at + i) for i in range(many) for lane in range(group)] for at in starts]
+
+
+def row_apart(f: Function, pixels: Sequence[Value], beyond: Value, groups: int) -> list[Value]:
+    """A segment of one row as groups of 16 lanes.
+
+    Args:
+        pixels: of the segment, vector by vector.
+        beyond: those after them.
+        groups: wanted; those after the first `WIDTH` read beyond.
+    """
+    found = _rearranged(f, pixels, *_row_orders())
+    for i in range(groups - WIDTH):
+        # What the next lane has in an earlier group, and after the last one what lies beyond.
+        found.append(f.shuffle(found[i], beyond, [*range(1, 16), 16 + i]))
+    return found
+
+
+def row_together(f: Function, groups: Sequence[Value]) -> list[Value]:
+    """The pixels of a segment of one row that groups of 16 lanes hold."""
+    pixels, held = _row_orders()
+    return _rearranged(f, groups, held, pixels)
+
+
+def _row_orders() -> tuple[list[list[tuple[int, int]]], list[list[tuple[int, int]]]]:
+    """(lane, pixel) of the elements of a segment of one row with 16 lanes, and of its groups."""
+    pixels = [[divmod(at, WIDTH) for at in range(first, first + 16)] for first in range(0, 16 * WIDTH, 16)]
+    return pixels, [[(lane, pixel) for lane in range(16)] for pixel in range(WIDTH)]
 
 
 def _rearranged(
@@ -191,7 +240,7 @@ def _rearranged(
 
 
 def transposed(f: Function, vectors: Sequence[Value]) -> list[Value]:
-    """A segment as four vectors of 16 elements, pixel by pixel, as groups, two a vector; or back.
+    """A segment of 64 pixels as four vectors, pixel by pixel, as groups of 8 lanes, two a vector; or back.
 
     Two shuffles a vector: the first brings together what two vectors have of four groups.
     """
