@@ -25,7 +25,8 @@ from coresident.measure.layers import Layer, layers
 
 def cycles_per_second(target: Target, ceilings: peak.Peak) -> float:
     """The clock, of the multiply-adds that a core was measured to do and those that it does in a cycle."""
-    return ceilings.macs / (target.lanes(F32) * Machine.of(target).fmas)
+    machine = Machine.of(target)
+    return ceilings.macs / (target.lanes(F32) * machine.fmas * machine.pace)
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     target = compiler.host_target()
     ceilings = peak.measure(target, 1)
-    clock = cycles_per_second(target, ceilings)
+    clock, pace = cycles_per_second(target, ceilings), Machine.of(target).pace
     print(f"{target.cpu} at {clock / 1e9:.2f} GHz\n")
     ratios: dict[str, list[tuple[float, Path, Layer]]] = defaultdict(list)
     for path in options.models:
@@ -47,7 +48,8 @@ def main() -> None:
             profile = session.profile(feeds_of(session), options.repeats)
         for layer in layers(profile, ceilings):
             if layer.estimated_cycles:
-                ratios[layer.kernel].append((layer.seconds * clock / layer.estimated_cycles, path, layer))
+                measured = layer.seconds * clock * pace
+                ratios[layer.kernel].append((measured / layer.estimated_cycles, path, layer))
     rows = []
     for kernel, found in ratios.items():
         values = np.array([ratio for ratio, _, _ in found])

@@ -55,6 +55,9 @@ CODE_MARGIN, FLAT_OVER_CODE, SEGMENTS_OVER_CODE, OTHER_SEGMENTS_OVER_CODE = 1.15
 code, where it meets neighbouring pixels and where segments: with strides or the least dense weights, other
 ones."""
 
+WHOLE_SEGMENTS_OVER_CODE = 0.8
+"""The same where vectors are loaded whole: a stream then loads as many as it multiplies."""
+
 LEAST_DENSE = 0.07
 """Share of nonzeros below which weights are of these."""
 
@@ -284,7 +287,10 @@ def choose(
         if best is not None:
             usual = g.is_unstrided and _is_dense(nonzero)
             segments = SEGMENTS_OVER_CODE if usual else OTHER_SEGMENTS_OVER_CODE
-            least *= FLAT_OVER_CODE if best.packing is None else segments
+            if best.packing is None:
+                least *= FLAT_OVER_CODE
+            else:
+                least *= WHOLE_SEGMENTS_OVER_CODE if best.packing.is_whole else segments
         for choice, chunks in _in_code(plan, machine, g, shape, nonzero, ways, out, epilogue):
             taken = choice.together(shape, plan.threads)
             work = choice.work(shape, plan.threads)
@@ -323,27 +329,28 @@ def _segments(
             if goes_on and 4 * shape.inputs * packing.span > machine.cache:
                 continue
             rows, blocks = counts.size, counts.shape[1]
-            one = cost.sparse_rows(
-                machine,
-                cutting.vectors,
-                1,
-                float(counts.sum()) / rows,
-                rows,
-                blocks,
-                changes,
-                len(extras),
-                False,
-                block_bytes,
-                4 * lanes,
-                packed=True,
-            )
+            if packing.is_whole:
+                each = float(counts.sum()) / rows
+                one = cost.packed_rows(machine, cutting.vectors, each, rows, blocks, block_bytes)
+            else:
+                one = cost.sparse_rows(
+                    machine,
+                    cutting.vectors,
+                    1,
+                    float(counts.sum()) / rows,
+                    rows,
+                    blocks,
+                    changes,
+                    len(extras),
+                    False,
+                    block_bytes,
+                    4 * lanes,
+                    packed=True,
+                )
             one += shape.groups * packing.storing_cycles * shape.outputs
-            # All planes but the one that was packed last come from L2.
-            if goes_on:
-                kept = 4 * shape.inputs * (packing.planes - 1) * packing.plane_span
-                one += 0.5 * shape.groups * kept / machine.l2_bytes
+            one += shape.groups * packing.kept_cycles(machine.l2_bytes) * shape.inputs
             one = one * packing.steps + shape.groups * packing.cycles * shape.inputs
-            margin = SEGMENTS_MARGIN if packing.in_one_row else SHORT_ROWS_MARGIN
+            margin = SEGMENTS_MARGIN if packing.is_whole or packing.in_one_row else SHORT_ROWS_MARGIN
             yield Choice(cutting, 1, block, cutting.count * shape.batch * margin * one, packing)
 
 

@@ -40,9 +40,13 @@ from coresident.kernels.wired import asked
 STEPS = (1, 2, 4, 8, 16)
 """Steps of a tile worth trying."""
 
-PACKING, STORING = {True: 36.0, False: 36.0}, {True: 10.0, False: 28.0}
-"""Cycles to pack a channel's segment of one row, and of several, most of them for lines from L2 and L3
-(shuffles alone take 14 of the first); and to bring together what is stored of one."""
+PACKING, STORING = 36.0, {True: 10.0, False: 28.0}
+"""Cycles to pack a channel's row of segments of groups of 8 lanes, most of them for lines from L2 and L3
+(shuffles alone take 14); and to bring together what is stored of one in one row, and in several."""
+
+GROUP_PACKING, GROUP_STORING, GROUP_KEPT = 8.5, {True: 178.0, False: 103.0}, 3.5
+"""The same of a group of 16 lanes, and of what is stored of a segment (writing it included); and to read a
+packed line again in the next step."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,11 @@ class Packing:
         return self.packed_planes * self.plane_span
 
     @property
+    def is_whole(self) -> bool:
+        """Whether a group fills a vector."""
+        return self.segments.spread.group > GROUP
+
+    @property
     def in_one_row(self) -> bool:
         """Whether all lanes of a segment lie in one row."""
         return self.segments.spread.rows == 1
@@ -101,12 +110,19 @@ class Packing:
     @property
     def cycles(self) -> float:
         """To pack a channel, for all steps."""
-        return PACKING[self.in_one_row] * len(self.columns) * len(self.rows) * self.packed_planes
+        each = GROUP_PACKING * self.segments.groups if self.is_whole else PACKING * len(self.columns)
+        return each * len(self.rows) * self.packed_planes
 
     @property
     def storing_cycles(self) -> float:
         """To bring together what an output channel stores in a step."""
-        return STORING[self.in_one_row] * len(self.segments.writes)
+        each = GROUP_STORING if self.is_whole else STORING
+        return each[self.in_one_row] * len(self.segments.writes)
+
+    def kept_cycles(self, bytes_a_cycle: float) -> float:
+        """To read what is packed of a channel already, in a step: all planes but the last come from L2."""
+        kept = 4 * (self.planes - 1) * self.plane_span if self.steps > 1 else 0
+        return kept / 64 * GROUP_KEPT if self.is_whole else 0.5 * kept / bytes_a_cycle
 
     def pack(
         self, f: Function, vector: Type, source: Value, target: Value, following: int, step: Value | int = 0
