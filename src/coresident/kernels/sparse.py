@@ -55,7 +55,7 @@ CODE_MARGIN, FLAT_OVER_CODE, SEGMENTS_OVER_CODE, OTHER_SEGMENTS_OVER_CODE = 1.15
 code, where it meets neighbouring pixels and where segments: with strides or the least dense weights, other
 ones."""
 
-WHOLE_SEGMENTS_OVER_CODE = 0.8
+WHOLE_SEGMENTS_OVER_CODE = 0.9
 """The same where vectors are loaded whole: a stream then loads as many as it multiplies."""
 
 LEAST_DENSE = 0.07
