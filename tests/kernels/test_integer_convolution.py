@@ -243,8 +243,9 @@ def test_blocks_of_input_channels(seed: int, target: str, monkeypatch: pytest.Mo
     assert "blocks of" in tiles or "strip" not in tiles or per_group <= 4 * size
 
 
-def _in_segments(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Have all convolutions cut into segments that can be, whatever the target; the ways that there are."""
+def _in_segments(monkeypatch: pytest.MonkeyPatch, group: int = 8) -> list[Any]:
+    """Have all convolutions cut into segments that can be, with groups of so many lanes if they can, whatever
+    the target; the ways that there are."""
     cycles, strips, found = integer._cycles, integer.segment_strips, list[Any]()
 
     def recorded(*arguments: Any) -> list[Any]:
@@ -254,9 +255,13 @@ def _in_segments(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(integer, "segment_strips", recorded)
     monkeypatch.setattr(integer, "_spreads", lambda _: True)
-    monkeypatch.setattr(
-        integer, "_cycles", lambda *a: cycles(*a) * (1e-9 if a[3].segments is not None else 1.0)
-    )
+
+    def forced(*arguments: Any) -> float:
+        segments = arguments[3].segments
+        wanted = 1.0 if segments is None else 1e-12 if segments.spread.group == group else 1e-9
+        return cycles(*arguments) * wanted
+
+    monkeypatch.setattr(integer, "_cycles", forced)
     monkeypatch.setattr(integer_panel, "choose", lambda *_: None)
     return found
 
@@ -334,7 +339,7 @@ def _segmented(seed: int) -> tuple[Node, dict[str, Array], dict[str, Array]]:
 @pytest.mark.parametrize("target", [*TARGETS, "16 lanes"])
 @pytest.mark.parametrize("seed", few(range(400, 440), 11))
 def test_segments_of_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ways = _in_segments(monkeypatch)
+    ways = _in_segments(monkeypatch, (8, 16)[seed // 2 % 2])
     node, feeds, constants = _segmented(seed)
     check_node(node, feeds, constants, target=target, threads=1 + seed % 2, tolerance=0)
     assert ("segments" in _tiles(node, feeds, constants, target)) == bool(ways)
@@ -342,12 +347,13 @@ def test_segments_of_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("target", [*TARGETS, "16 lanes"])
 @pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("spatial", [(11, 130), (14, 14), (7, 7), (19, 40)])
+@pytest.mark.parametrize("spatial", [(11, 130), (14, 14), (7, 7), (19, 40), (19, 64)])
+@pytest.mark.parametrize("group", [8, 16])
 def test_chains_in_segments(
-    spatial: tuple[int, int], signed: bool, target: str, monkeypatch: pytest.MonkeyPatch
+    spatial: tuple[int, int], group: int, signed: bool, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Residuals are spread as sums are."""
-    _in_segments(monkeypatch)
+    _in_segments(monkeypatch, group)
     graph, x = _quantised(np.random.default_rng(5), True, signed, 3, spatial)
     wanted = evaluate(graph, {"x": x})[graph.outputs[0]]
     assert len(np.unique(wanted)) > 10

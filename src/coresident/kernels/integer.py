@@ -32,6 +32,7 @@ from coresident.kernels.integer_stream import Count
 from coresident.kernels.integer_strips import Places, Strips, evenly, flat_strips, pitched_strips, row_strips
 from coresident.kernels.integer_tiles import Choice
 from coresident.kernels.lowering import Plan, Tensor, lowers
+from coresident.kernels.spread import GROUP, group_of
 from coresident.kernels.tiling import divided, unevenness
 
 MOST_VECTORS = {1: 10, 2: 6, 4: 2, 6: 2}
@@ -54,6 +55,10 @@ DENSEST_CODE = 0.6
 CODE_MARGIN, POINTWISE_CODE_MARGIN = 0.85, 0.72
 """Measured over modelled cycles of entries in code, relative to those of a stream; and of kernels of one
 pixel whose results meet no residual."""
+
+WHOLE_CODE_MARGIN, HALF_CROSSED = 1.15, 4 / 3
+"""The same of larger kernels where vectors are loaded whole; and loads that a vector of groups of half a line
+is worth then, as one of three lies in two lines."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,8 @@ class _Rates:
     @staticmethod
     def of(plan: Plan, dot: Dot, strips: Strips) -> _Rates:
         if strips.segments is not None:
-            return _SEGMENTS
+            crossed = strips.segments.spread.group < group_of(plan.target)
+            return replace(_SEGMENTS, unaligned=HALF_CROSSED) if crossed else _SEGMENTS
         return _DIRECT if cost.adds_at_once(plan.target, dot) and len(strips.taps) == 1 else _USUAL
 
 
@@ -352,7 +358,7 @@ def _segment_cuts(plan: Plan, places: Places, vectors: int, quads: int) -> list[
     """Tiles of segments, where taps would be unaligned otherwise."""
     if not _spreads(plan.target) or all(a[-1] == 0 for a in places.positions):
         return []
-    return segment_strips(places, vectors, quads)
+    return segment_strips(places, vectors, quads, group_of(plan.target))
 
 
 def _cycles(
@@ -437,6 +443,8 @@ def _code_cycles(
     # A packed strip's pixels are near, and loaded for so many products that lines crossed do not show.
     tile = cost.wired_tile(machine, chunks, vectors, False, 0, True)
     margin = CODE_MARGIN if extras or len(strips.taps) > 1 else POINTWISE_CODE_MARGIN
+    if len(strips.taps) > 1 and group_of(plan.target) > GROUP:
+        margin = WHOLE_CODE_MARGIN
     tile = margin * (tile + chunks.rows * (2.0 + (rates.vector + 1.5 + rates.tensor * extras) * vectors))
     packing = shape.groups * _packing(machine, strips, rates, elements, Dot.of(plan.target))
     count = len(strips.strips)

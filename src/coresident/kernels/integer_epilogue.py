@@ -16,7 +16,7 @@ from coresident.graph.expression import Expression
 from coresident.graph.graph import Node
 from coresident.kernels.integer_expression import Ranged, evaluate, known
 from coresident.kernels.lowering import Operand, Plan, Tensor
-from coresident.kernels.spread import GROUP, SEGMENT, Segments, spread_over
+from coresident.kernels.spread import SEGMENT, Segments, spread_over
 from coresident.kernels.vectors import of_phases, store_first
 
 
@@ -237,7 +237,7 @@ class IntegerOutput:
             self.epilogue.apply(f, total, [parts[v] for parts in tensors], scalars)
             for v, total in enumerate(totals)
         ]
-        # Groups by eight, the last ones repeated to a power of two.
+        # As many as a vector of bytes holds, the last ones repeated to a power of two.
         size = SEGMENT // self.lanes
         parts = [results[at : at + size] for at in range(0, len(results), size)]
         whole = [self._in_memory(f, part + part[-1:] * (size - len(part))) for part in parts]
@@ -265,8 +265,9 @@ class IntegerOutput:
             for row in segments.writes[number]
         ]
         found = []
-        for at in range(0, spread.width, self.lanes // GROUP):
-            order = spread.lanes(range(at, at + self.lanes // GROUP), pitch)
+        many = self.lanes // spread.group
+        for at in range(0, spread.width, many):
+            order = spread.lanes(range(at, at + many), pitch)
             found.append(to_register(f, spread_over(f, rows, order), dtype))
         return found
 

@@ -16,7 +16,7 @@ from coresident.kernels.frame import Shape
 from coresident.kernels.integer_epilogue import IntegerEpilogue, IntegerOutput
 from coresident.kernels.integer_strips import Strips
 from coresident.kernels.lowering import Operand, Plan, Tensor
-from coresident.kernels.spread import GROUP, SEGMENT, Segments, spread_over
+from coresident.kernels.spread import GROUP, SEGMENT, WIDTH, Segments, spread_over
 from coresident.kernels.tiling import Cut, Part
 
 
@@ -215,26 +215,32 @@ class IntegerFrame:
             sources: elements from a channel's address to each row of lanes.
         """
         f, spread = self.function, segments.spread
-        # Two vectors at most; a single row of lanes, which is a vector itself, is read once for each.
-        pitch = SEGMENT // spread.rows * (1 if spread.rows == 1 else 2)
-        rows = [
-            [self._pixels(channel, source, pitch) for source in sources] if spread.rows > 1 else []
-            for channel in channels
-        ]
-        for first in range(0, segments.groups, GROUP):
-            held = min(segments.groups - first, GROUP)
-            if spread.rows == 1:
-                start = sources[0] + first * self.strips.step
-                rows = [[self._pixels(channel, start, pitch)] for channel in channels]
-            order = spread.lanes(range(held) if spread.rows == 1 else range(first, first + held), pitch)
+        group, most = spread.group, SEGMENT // spread.group
+        # What lanes read of as many groups as a vector of bytes holds is two vectors at most: of larger
+        # groups, and of single rows, from the first of these groups on; otherwise of all groups at once.
+        anew = spread.rows == 1 or group > GROUP
+        pitch = group * WIDTH // spread.rows if anew else 2 * SEGMENT // spread.rows
+        for first in range(0, segments.groups, most):
+            held = min(segments.groups - first, most)
+            if anew or first == 0:
+                begin = first * self.strips.step if anew else 0
+                rows = [
+                    [
+                        self._pixels(channel, source + (begin + at * self.strips.step), min(pitch, SEGMENT))
+                        for source in sources
+                        for at in range(0, pitch, SEGMENT)
+                    ]
+                    for channel in channels
+                ]
+            order = spread.lanes(range(held) if anew else range(first, first + held), pitch)
             spread_out = [spread_over(f, of_channel, order) for of_channel in rows]
             # A power of two at a time: the groups beyond a segment are few.
             at = 0
-            while at < held * GROUP:
-                width = 1 << ((held * GROUP - at).bit_length() - 1)
+            while at < held * group:
+                width = 1 << ((held * group - at).bit_length() - 1)
                 parts = [f.shuffle(row, None, range(at, at + width)) for row in spread_out]
                 for i, vector in enumerate(integers.interleaved(f, parts)):
-                    f.store(vector, target, first * GROUP + at + i * vector.type.lanes)
+                    f.store(vector, target, first * group + at + i * vector.type.lanes)
                 at += width
 
     def _pixels(self, channel: Value, at: Value, width: int) -> Value:

@@ -9,19 +9,23 @@ from dataclasses import replace
 import numpy as np
 
 from coresident.kernels.integer_strips import Places, Strips, evenly, odd_lines
-from coresident.kernels.spread import GROUP, Spread, segments, spreads, starts_of
+from coresident.kernels.spread import GROUP, WIDTH, Spread, segments, spreads, starts_of
 from coresident.kernels.strides import Phases
+
+MOST_ROWS = 4
+"""Of lanes in the larger groups, of which each is read by itself."""
 
 SIDE_BY_SIDE = 4
 """Tiles of a strip at most: what is packed of a row is then long enough for prefetchers."""
 
 
-def segment_strips(p: Places, vectors: int, elements: int) -> list[Strips]:
+def segment_strips(p: Places, vectors: int, elements: int, group: int = GROUP) -> list[Strips]:
     """Ways to cut into tiles of so many vectors that consist of segments; none where pixels are further apart
     than every other one. What a convolution with strides reads is packed phase by phase.
 
     Args:
         elements: of the input channels.
+        group: lanes of the larger groups.
     """
     side_by_side = all(strides[-1] == 1 for strides in (p.source.strides, *p.columns))
     if len(p.out.shape) < 4 or p.lanes % GROUP or not side_by_side:
@@ -30,8 +34,12 @@ def segment_strips(p: Places, vectors: int, elements: int) -> list[Strips]:
         return []
     down, across = (Phases.of((a[d] for a in p.positions), p.steps[d]) for d in (-2, -1))
     found = []
-    for spread in spreads(p.out.shape[-1], max(across.extents)):
-        below, rest = divmod(vectors * p.lanes, spread.width * GROUP)
+    ways = spreads(p.out.shape[-1], max(across.extents))
+    if group > GROUP:
+        larger = spreads(p.out.shape[-1], max(across.extents), group)
+        ways += [way for way in larger if way.width == WIDTH and way.rows <= MOST_ROWS]
+    for spread in ways:
+        below, rest = divmod(vectors * p.lanes, spread.width * spread.group)
         if not rest and below and spread.fits(below, p.out.shape[-2]):
             found.append(_strips(p, spread, below, down, across, elements))
     return found
@@ -45,7 +53,7 @@ def _strips(p: Places, spread: Spread, below: int, down: Phases, across: Phases,
     groups = spread.width + max(across.extents)
     lefts = starts_of(columns, spread.pixels)
     pieces = evenly(len(lefts), SIDE_BY_SIDE)
-    pitch = across.count * groups * GROUP
+    pitch = across.count * groups * spread.group
     # Packed: outer taps, phases of rows, rows, phases of columns, groups.
     rows = [below + extent for extent in down.extents]
     before = [sum(rows[:i]) for i in range(len(rows) + 1)]
@@ -55,7 +63,7 @@ def _strips(p: Places, spread: Spread, below: int, down: Phases, across: Phases,
     for a in p.positions:
         (row_phase, row), (column_phase, column) = down.place(a[-2]), across.place(a[-1])
         line = outer.index(a[:-2]) * before[-1] + before[row_phase] + row
-        taps.append(line * pitch + (column_phase * groups + column) * GROUP)
+        taps.append(line * pitch + (column_phase * groups + column) * spread.group)
 
     def lines(tap: tuple[int, ...], phase: int, row: int) -> list[int]:
         """Elements from a strip's first pixel to a packed row's, in each of its rows of lanes: those below
@@ -85,7 +93,7 @@ def _strips(p: Places, spread: Spread, below: int, down: Phases, across: Phases,
                         for column, left in enumerate(across.firsts):
                             moved = left + apart[number] * p.steps[-1]
                             read = [at + moved for at in lines(tap, phase, row)]
-                            place = number * elements * span + line + column * groups * GROUP
+                            place = number * elements * span + line + column * groups * spread.group
                             runs.append((read[0], place, spread.pixels + max(across.extents), *read[1:]))
                 of_pieces[apart] = begin, len(runs)
             begin = len(tiles)
@@ -95,7 +103,7 @@ def _strips(p: Places, spread: Spread, below: int, down: Phases, across: Phases,
             first_run, end_run = of_pieces[apart]
             offset = plane + above * p.steps[-2] * strides[-2] + here[0] * p.steps[-1]
             strips.append((first_run, end_run, begin, len(tiles), offset))
-            packed += (end_run - first_run) * groups * GROUP
+            packed += (end_run - first_run) * groups * spread.group
     moves = [c[-2] for c in p.columns]
     of_tile = segments(spread, below, across.count * groups, p.lanes, spatial[-2:], moves)
     return Strips(
