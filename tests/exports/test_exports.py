@@ -85,7 +85,9 @@ def test_agrees_with_the_framework(network: str, tmp_path: Path) -> None:
                 got = session.run(None, feeds)[0]
                 close(got, y, name, HALF if "half" in name else TOLERANCE)
             program = session.program(feeds)
-            found[name] = Counter(step.info["op"] for step in program.steps)
+            # Whether a kernel wants its input split by phase is its choice, which the CPU decides.
+            kept = (step.info for step in program.steps if "phase split" not in step.info.get("kernel", ""))
+            found[name] = Counter(info["op"] for info in kept)
         artifact.write(Artifact((program,)), stored)
         with Session(stored, threads=1) as loaded:
             assert loaded.run(None, feeds)[0].tobytes() == got.tobytes(), name
