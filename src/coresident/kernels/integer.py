@@ -56,9 +56,10 @@ CODE_MARGIN, POINTWISE_CODE_MARGIN = 0.85, 0.72
 """Measured over modelled cycles of entries in code, relative to those of a stream; and of kernels of one
 pixel whose results meet no residual."""
 
-WHOLE_CODE_MARGIN, HALF_CROSSED = 1.15, 4 / 3
-"""The same of larger kernels where vectors are loaded whole; and loads that a vector of groups of half a line
-is worth then, as one of three lies in two lines."""
+WHOLE_CODE_MARGIN, WHOLE_SHARED_MARGIN, HALF_CROSSED = 1.15, 0.9, 4 / 3
+"""Where vectors are loaded whole: the same of code for larger kernels; of streams that channels share over
+segments of groups of whole vectors; and loads that a vector of groups of half a line is worth, as one of
+three lies in two lines."""
 
 
 @dataclass(frozen=True)
@@ -419,6 +420,8 @@ def _cycles(
     changes = stream.changes * math.sqrt(blocks)
     tile = multiplied + rows * ends + changes * machine.mispredict / (together if rows_first else 1)
     tile = max(tile, read / (together if rows_first else 1))
+    if shared > 1 and strips.segments is not None and strips.segments.spread.group > GROUP:
+        tile *= WHOLE_SHARED_MARGIN
     packing = _packing(machine, strips, rates, elements, dot)
     count = len(strips.strips)
     total = shape.batch * shape.groups * (tiles * tile + packing + 300.0 * count)
