@@ -1,8 +1,8 @@
 """How long a convolution will take, in cycles of one core: what kernels and tiles are chosen by.
 
 The figures are those of recent x86 cores: two vector loads and two multiply-adds a cycle from L1 with
-256-bit vectors (one of each with 512-bit ones), about one vector a cycle or less from L2. `bench/cost.py`
-compares the model's answers with measurements.
+256-bit vectors (one of each with 512-bit ones, twice a cycle on some: `Machine.pace`), about one vector a
+cycle or less from L2. `bench/cost.py` compares the model's answers with measurements.
 """
 
 from __future__ import annotations

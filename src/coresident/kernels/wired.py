@@ -13,8 +13,13 @@ bytes; loops over a stream of nonzeros reach 50 %. But they take twice as many b
 gets cold code at 7 bytes a cycle at most. So chunks ask L2, on the way, for the chunk that lies behind them
 and for the pixels of the next tile; a task asks for its first chunk before it begins.
 
-Measured without gain: two and three vectors of pixels a pass (code is longer by as much), pixels copied into
-the order in which they are read, rows of pixels that cross cache lines instead of packed segments.
+On Zen 5, which multiplies two vectors a cycle, loads bind instead, a weight for each product and the pixels:
+1.4 to 1.8 products a cycle with 5 to 30 % of nonzeros. Code comes from L2 as fast as from L1 there, and from
+memory still has to be asked for (1.5 times as fast).
+
+Measured without gain, on both: two and three vectors of pixels a pass (fewer loads, but code is longer by as
+much); on Zen 4: pixels copied into the order in which they are read, rows of pixels that cross cache lines
+instead of packed segments.
 
 Code is a function of positions alone, so files hold these as bits, 4 bytes for up to 31 rows, and
 `wired_writer` makes chunks of them when a program is loaded.
