@@ -18,6 +18,9 @@ from coresident.kernels.tiling import Part
 ELEMENT = 4
 """Bytes of an element."""
 
+MOST_ASKED = 16
+"""Lines of weights that are asked for at once."""
+
 Product = Callable[[Value, Value, Value], Value]
 """(sums, broadcast element, weights) -> the sums with their products."""
 
@@ -141,19 +144,10 @@ class _Panel:
             strips = loops.strips.count(pixels)
             with f.loop(0, strips) as s:
                 at = s * pixels + done
-                self._prefetch(weights, count, strip + s)
                 pixel = f.offset(source, at * loops.step, ELEMENT)
                 self._strip(block, count, weights, strip + s, pixel, f.offset(y, at, ELEMENT), pixels)
             done += strips * pixels
             strip = strip + strips
-
-    def _prefetch(self, weights: Value, count: Value, strip: Value) -> None:
-        """Ask for this strip's share of the next block's weights."""
-        f, loops = self.loops.function, self.loops
-        share = -(-self.channel_bytes * loops.block // (64 * loops.rows * len(loops.strips)))
-        following = f.offset(weights, count * self.channel_bytes)
-        for line in range(min(share, 64)):
-            f.prefetch(following, (strip * share + line) * 64, near=False)
 
     def _strip(
         self, block: Value, count: Value, weights: Value, strip: Value, x: Value, y: Value, pixels: int
@@ -165,27 +159,45 @@ class _Panel:
             [f.var(f.load(vector, self.bias, v * lanes)) for v in range(self.vectors)] for _ in range(pixels)
         ]
         flat = [variable for one in sums for variable in one]
+        share = -(-self.channel_bytes * loops.block // (64 * loops.rows * len(loops.strips)))
+        ahead = f.offset(weights, count * self.channel_bytes + strip * (64 * share))
         if loops.blocks == 1:
-            self._multiply(sums, count, weights, x)
+            self._multiply(sums, count, weights, x, ahead, share)
             self._transpose(y, sums)
             return
         waiting = f.offset(f["scratch"], strip * loops.strip_bytes + loops.waiting)
         with f.when(block > 0):
             for i, variable in enumerate(flat):
                 variable.set(f.load(vector, waiting, i * lanes))
-        self._multiply(sums, count, weights, x)
+        self._multiply(sums, count, weights, x, ahead, share)
         with f.either(block.equals(loops.blocks - 1)) as otherwise:
             self._transpose(y, sums)
             with otherwise():
                 for i, variable in enumerate(flat):
                     f.store(variable.get(), waiting, i * lanes)
 
-    def _multiply(self, sums: Sequence[Sequence[Variable]], count: Value, weights: Value, x: Value) -> None:
-        """Every pixel of the strip with every vector of the panel, for all taps of the input channels."""
+    def _multiply(
+        self,
+        sums: Sequence[Sequence[Variable]],
+        count: Value,
+        weights: Value,
+        x: Value,
+        ahead: Value,
+        share: int,
+    ) -> None:
+        """Every pixel of the strip with every vector of the panel, for all taps of the input channels.
+
+        Args:
+            ahead, share: address of this strip's share of the next block's weights, and its lines. They are
+                asked for one by one: a core waits for so many lines at once, and all loads behind more.
+        """
         f, loops = self.loops.function, self.loops
         inner = loops.inner_taps
         unroll = rounds(loops.channels, loops.block, loops.taps)
+        lines = min(-(-share * unroll // loops.block), MOST_ASKED)
         with f.loop(0, count, unroll) as c:
+            for line in range(lines):
+                f.prefetch(ahead, c / unroll * (64 * lines) + 64 * line, near=False)
             for u in range(unroll):
                 at_x = f.offset(x, c * loops.channel_stride + u * loops.channel_stride, ELEMENT)
                 at_w = f.offset(weights, (c + u) * self.channel_bytes)
