@@ -17,7 +17,7 @@ from coresident.codegen.types import F32
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Fact, Node
 from coresident.graph.operator import evaluate
-from coresident.kernels import panel, sparse
+from coresident.kernels import panel, sparse, sparse_segments
 from coresident.schedule.planner import Planner
 
 SIZES = (1, 2, 5, 7, 8, 9, 13, 15, 16, 17, 31, 33)
@@ -220,8 +220,9 @@ def test_lanes_of_dense_kernels(seed: int, target: str) -> None:
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * max(float(np.abs(want).max()), 1e-30))
 
 
-def _in_segments(monkeypatch: pytest.MonkeyPatch, steps: bool = False) -> None:
-    """Have sparse convolutions take tiles of segments, in several steps if they can, whatever they cost."""
+def _in_segments(monkeypatch: pytest.MonkeyPatch, group: int, steps: bool = False) -> None:
+    """Have sparse convolutions take tiles of segments with groups of so many lanes, in several steps if they
+    can, whatever they cost and however much the CPU loads at once."""
     segments = sparse._segments
 
     def forced(*arguments: Any) -> Iterator[sparse.Choice]:
@@ -230,6 +231,7 @@ def _in_segments(monkeypatch: pytest.MonkeyPatch, steps: bool = False) -> None:
             yield replace(choice, cycles=choice.cycles * (1e-18 if goes_on and steps else 1e-9))
 
     monkeypatch.setattr(sparse, "_segments", forced)
+    monkeypatch.setattr(sparse_segments, "group_of", lambda _: group)
 
 
 SHORT_ROWS = (7, 14, 16, 18, 28, 32, 43, 50, 56)
@@ -241,7 +243,7 @@ SEGMENTED = [name for name in (*TARGETS, *WIDTHS) if (RUN_TARGETS | WIDTHS)[name
 def test_segments_of_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long rows, and several short ones; blocks of input channels and residuals; a last tile overlaps the one
     before, or has rows that are not there; it may go on in steps."""
-    _in_segments(monkeypatch, steps=seed % 4 > 1)
+    _in_segments(monkeypatch, (8, 16)[seed // 4 % 2], steps=seed % 4 > 1)
     rng = np.random.default_rng(seed)
     rank = int(rng.choice([2, 2, 3]))
     kernel = (*(int(k) for k in rng.choice([1, 2, 3], rank - 1)), int(rng.choice([2, 3, 5, 11])))
@@ -280,7 +282,7 @@ def _behind(case: Case, seed: int, target: str, threads: int) -> str:
 @pytest.mark.parametrize("seed", few(range(6100, 6160), 6))
 def test_segments_of_strided_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed phase by phase, from what a convolution before has made."""
-    _in_segments(monkeypatch)
+    _in_segments(monkeypatch, (8, 16)[seed // 2 % 2])
     rng = np.random.default_rng(seed)
     strides = tuple(int(s) for s in rng.choice([[2, 2], [2, 2], [1, 2], [2, 1], [3, 2]]))
     kernel = tuple(int(k) for k in rng.choice([1, 2, 3, 5], 2))
@@ -298,28 +300,35 @@ def test_segments_of_strided_rows(seed: int, target: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("size", [7, 28, 70])
+@pytest.mark.parametrize("group", [8, 16])
 @pytest.mark.parametrize("target", SEGMENTED)
-def test_segments_of_strided_rows_are_taken(target: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    _in_segments(monkeypatch)
+def test_segments_of_strided_rows_are_taken(
+    target: str, group: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _in_segments(monkeypatch, group)
     case = Case(1, 20, 8, (2 * size,) * 2, (3, 3), (2, 2), (1,) * 4, (1, 1), density=0.1)
     assert "segments" in _behind(case, 1, target, 1)
 
 
 @pytest.mark.parametrize("spatial", [(9, 100), (7, 7), (14, 14), (28, 28), (13, 32), (56, 56)])
+@pytest.mark.parametrize("group", [8, 16])
 @pytest.mark.parametrize("target", SEGMENTED)
-def test_segments_are_taken(target: str, spatial: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    _in_segments(monkeypatch)
+def test_segments_are_taken(
+    target: str, group: int, spatial: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _in_segments(monkeypatch, group)
     case = Case(1, 40, 8, spatial, (3, 3), (1, 1), (1,) * 4, (1, 1), density=0.1)
     assert "segments" in _tiles(case, target)
 
 
 @pytest.mark.parametrize("spatial", [(9, 7, 64), (5, 13, 32), (8, 16, 16), (11, 8, 8)])
+@pytest.mark.parametrize("group", [8, 16])
 @pytest.mark.parametrize("target", SEGMENTED)
 def test_segments_go_on_in_steps(
-    target: str, spatial: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+    target: str, group: int, spatial: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Along the depth of a volume; a last tile overlaps the one before."""
-    _in_segments(monkeypatch, steps=True)
+    _in_segments(monkeypatch, group, steps=True)
     case = Case(1, 40, 8, spatial, (3,) * 3, (1,) * 3, (1,) * 6, (1,) * 3, density=0.1)
     assert re.search("in [0-9]+ steps", _tiles(case, target))
 

@@ -244,12 +244,12 @@ def test_blocks_of_input_channels(seed: int, target: str, monkeypatch: pytest.Mo
 
 
 def _in_segments(monkeypatch: pytest.MonkeyPatch, group: int = 8) -> list[Any]:
-    """Have all convolutions cut into segments that can be, with groups of so many lanes if they can, whatever
-    the target; the ways that there are."""
+    """Have all convolutions cut into segments that can be, with groups of up to so many lanes, whatever the
+    target and however much the CPU loads at once; the ways that there are."""
     cycles, strips, found = integer._cycles, integer.segment_strips, list[Any]()
 
     def recorded(*arguments: Any) -> list[Any]:
-        ways = strips(*arguments)
+        ways = strips(*arguments[:3], group)
         found.extend(ways)
         return ways
 
