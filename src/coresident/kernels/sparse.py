@@ -27,6 +27,7 @@ from coresident.codegen.target import Target
 from coresident.codegen.types import F32
 from coresident.graph.graph import Graph, Node
 from coresident.kernels import cost, wired
+from coresident.kernels.asking import lines_of
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import (
@@ -55,7 +56,7 @@ CODE_MARGIN, FLAT_OVER_CODE, SEGMENTS_OVER_CODE, OTHER_SEGMENTS_OVER_CODE = 1.15
 code, where it meets neighbouring pixels and where segments: with strides or the least dense weights, other
 ones."""
 
-WHOLE_SEGMENTS_OVER_CODE = 0.9
+WHOLE_SEGMENTS_OVER_CODE = 0.8
 """The same where vectors are loaded whole: a stream then loads as many as it multiplies."""
 
 LEAST_DENSE = 0.07
@@ -176,13 +177,18 @@ class Choice:
         offsets: np.ndarray[Any, Any] = 4 * (channels[:, None] * stride + np.array(taps)[None, :])
         return offsets.astype(np.int32)
 
+    def lines(self, g: Geometry, lanes: int) -> list[int]:
+        """What a tile reads of a channel, or in its next step: elements from the first to each line."""
+        if self.packing is not None:
+            return lines_of(self.packing.runs)
+        return lines_of(segments(g, max(self.tiles.vectors, self.tiles.rest_vectors) * lanes))
+
     def asked(self, g: Geometry, lanes: int, passes: int) -> tuple[list[int], list[int]]:
-        """How the passes of a chunk ask for what the next tile reads of a channel: elements from the plane
-        where each begins, and from there to the lines that it asks for."""
+        """How the passes of a chunk ask for that: elements from the plane where each begins, and from there
+        to the lines that it asks for."""
         if self.packing is not None:
             return self.packing.asked(passes)
-        lines = {line for start, end in segments(g, lanes) for line in range(start, end + 15, 16)}
-        return [lanes * v for v in range(passes)], sorted(lines)
+        return [lanes * v for v in range(passes)], lines_of(segments(g, lanes))
 
 
 def union_counts(nonzero: np.ndarray[Any, Any], shared: int, block: int, taps: int) -> np.ndarray[Any, Any]:

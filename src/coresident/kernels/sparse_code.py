@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from coresident.codegen.builder import Value, Variable, kernel, word
 from coresident.codegen.types import F32, I32, I64
 from coresident.kernels import frame as frames
 from coresident.kernels import wired_code
+from coresident.kernels.asking import Asking, Shares, is_near
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Frame, Here, Shape, Sums
 from coresident.kernels.geometry import Geometry
@@ -32,12 +33,14 @@ class _Streams(Loops):
         rows: address of the group's rows, part after part and in it block after block: (first output channel,
             nonzeros) as int32.
         row_lines: cache lines that a row takes in the stream, on average.
+        asking: for what is read next, if it is far.
     """
 
     stream: Value
     starts: Value
     rows: Value
     row_lines: int
+    asking: Asking | None
 
     @property
     def waiting(self) -> int:
@@ -54,7 +57,6 @@ class _Streams(Loops):
         start = f.load(I64, self.starts, part * self.blocks + block)
         position = f.var(f.offset(self.stream, start, I32))
         table = f.offset(self.rows, (first_row * self.blocks + block * count) * 2, I32)
-        share = -(-self.choice.block // work.most_rows)
         before = first_row - self.frame.part.first_row
 
         def sums(r: Value) -> Sums:
@@ -64,21 +66,12 @@ class _Streams(Loops):
         with f.loop(0, asked) as r:
             sums(r).prefetch()
         with f.loop(0, count) as r:
-            first = (before + r) * share
-            self._prefetch(here, ahead, first, f.minimum(first + share, ahead_channels))
+            if self.asking is not None:
+                self.asking.ask(ahead, before + r, ahead_channels)
             frames.prefetch_stream(f, position.get(), self.row_lines)
             sums(f.minimum(r + asked, count - 1)).prefetch()
             nonzeros = f.convert(f.load(I32, table, r * 2 + 1), I64)
             self._row(here, sums(r), nonzeros, position, packed)
-
-    def _prefetch(self, here: Here, plane: Value, first: Value, end: Value) -> None:
-        """Ask for what comes next of the channels first..end of the planes at an address."""
-        f, packing = self.frame.function, self.choice.packing
-        if packing is None:
-            self.frame.prefetch_channels(self.g, here, plane, first, end)
-            return
-        with f.loop(first, end) as c:
-            packing.prefetch(f, f.offset(plane, c * self.g.channel_stride, F32))
 
     def _row(self, here: Here, sums: Sums, nonzeros: Value, position: Variable, packed: Value) -> None:
         """The channels of one row, one block of input channels."""
@@ -185,15 +178,17 @@ def emit(
     work = choice.work(shape, plan.threads)
     frame = Frame.open(f, g, shape, choice.tiles, work, out, epilogue)
     make = wired_code.wire if choice.chunk_rows else _stream
-    own = 2 if choice.chunk_rows else 3
-    adding = None if head is None else (head, word(f, frame.words + own), word(f, frame.words + own + 1))
+    adding = None
+    if head is not None:
+        adding = head, word(f, frame.words), word(f, frame.words + 1)
+        frame = replace(frame, words=frame.words + 2)
     code, constants = make(plan, frame, g, shape, choice, weights, bias.astype(np.float32), adding)
     plan.scratch(4 * code.packed + code.waiting + code.head_bytes)
     frame.each_tile(code.tile)
     operands = [
         *frames.operands(plan, g, choice.tiles, out, epilogue, plan.constant(bias.astype(np.float32)), work),
-        *constants,
         *(plan.constant(array) for array in ((head.weights, head.bias) if head is not None else ())),
+        *constants,
     ]
     shared = choice.shared
     details = {
@@ -224,6 +219,13 @@ def _stream(
     packed = pack(weights, g, choice, frame.work)
     _, parts, blocks = packed.starts.shape
     stream, rows, starts = (word(f, frame.words + i) for i in range(3))
+    arrays = [packed.stream, packed.rows, packed.starts]
+    asking: Asking | None = None
+    if not is_near(plan.target, 4 * g.source.layout.elements):
+        lines = choice.lines(g, frame.vector.lanes)
+        shares = Shares.of(lines, g.channel_stride, choice.block, frame.work.most_rows)
+        asking = Asking(f, shares, word(f, frame.words + 3), 4 * g.channel_stride, 4)
+        arrays.append(shares.lines)
     code = _Streams(
         frame,
         g,
@@ -235,5 +237,6 @@ def _stream(
         f.offset(starts, frame.group * (parts * blocks), I64),
         f.offset(rows, frame.group * (row_count * 2 * blocks), I32),
         frames.row_lines(packed.stream, packed.rows),
+        asking,
     )
-    return code, [plan.constant(array) for array in (packed.stream, packed.rows, packed.starts)]
+    return code, [plan.constant(array) for array in arrays]

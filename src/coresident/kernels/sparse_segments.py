@@ -142,7 +142,7 @@ class Packing:
             here = f.offset(source, plane * self.plane_stride, F32)
             there = f.offset(target, plane * self.plane_span, F32)
             for number, row in enumerate(self.rows):
-                self._ask(f, f.offset(here, following, F32), row, near=True)
+                self._ask(f, f.offset(here, following, F32), row)
                 for i, pair in enumerate(self._groups(f, vector, here, row)):
                     f.store(pair, there, number * self.pitch + i * vector.lanes)
 
@@ -189,33 +189,40 @@ class Packing:
             found.append(f.shuffle(loaded[at][0], loaded[at][1], order))
         return found
 
-    def prefetch(self, f: Function, source: Value) -> None:
-        """Ask L2 for what `pack` will read of a channel: in the first step, or in a later one of the plane at
-        an address."""
-        with f.loop(0, self.planes if self.steps == 1 else 1) as plane:
-            here = f.offset(source, plane * self.plane_stride, F32)
-            self._ask(f, here, [start for row in self.rows for start in row], near=False)
-
-    def _ask(self, f: Function, plane: Value, starts: Sequence[int], near: bool) -> None:
-        """Ask for rows of lanes, L1 or L2."""
+    def _ask(self, f: Function, plane: Value, starts: Sequence[int]) -> None:
+        """Ask L1 for rows of lanes."""
         for start in dict.fromkeys(starts):
             for at in range(0, self._row_lines * 16, 16):
-                f.prefetch(plane, 4 * (start + at), near=near)
+                f.prefetch(plane, 4 * (start + at))
+
+    @property
+    def _row_pixels(self) -> int:
+        """Elements of the input that a row of lanes reads."""
+        spread = self.segments.spread
+        beyond = max(first + self.step * (groups - spread.width) for first, groups in self.columns)
+        return self.step * spread.pixels + beyond
 
     @property
     def _row_lines(self) -> int:
         """Cache lines that a row of lanes may touch."""
-        spread = self.segments.spread
-        beyond = max(first + self.step * (groups - spread.width) for first, groups in self.columns)
-        return -(-(self.step * spread.pixels + beyond + 15) // 16)
+        return -(-(self._row_pixels + 15) // 16)
 
-    def asked(self, passes: int) -> tuple[list[int], list[int]]:
-        """How to ask for what `prefetch` asks for in some passes: elements from the plane where each pass
-        begins, and from there to what it asks for."""
+    @property
+    def _rows_read(self) -> list[int]:
+        """Where the rows begin that are read of a channel: in the first step, or in a later one."""
         planes = range(self.planes if self.steps == 1 else 1)
         rows = sorted({start for row in self.rows for start in row})
-        rows = [plane * self.plane_stride + row for plane in planes for row in rows]
-        return asked([(row, self._row_lines) for row in rows], passes)
+        return [plane * self.plane_stride + row for plane in planes for row in rows]
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """What `pack` reads of a channel: in the first step, or in a later one of the plane at an address."""
+        return [(row, row + self._row_pixels) for row in self._rows_read]
+
+    def asked(self, passes: int) -> tuple[list[int], list[int]]:
+        """How to ask for that in some passes: elements from the plane where each pass begins, and from there
+        to what it asks for."""
+        return asked([(row, self._row_lines) for row in self._rows_read], passes)
 
 
 def cuts(

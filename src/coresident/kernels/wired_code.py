@@ -13,6 +13,7 @@ from coresident.codegen.builder import Value, word
 from coresident.codegen.types import F32, I64
 from coresident.kernels import frame as frames
 from coresident.kernels import wired, wired_writer
+from coresident.kernels.asking import is_near
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Frame, Here, Shape
 from coresident.kernels.geometry import Geometry, Tiles
@@ -20,9 +21,6 @@ from coresident.kernels.head import Head
 from coresident.kernels.lowering import Operand, Plan
 from coresident.kernels.sparse import MOST_BYTES, Choice
 from coresident.kernels.sparse_loops import Loops
-
-NEAR_L2 = 4
-"""L2 caches' worth of activations that lie in L2 or L3 when the next layer reads them."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +120,6 @@ class _Wired(Loops):
             self._sums(here, block, row).store([totals])
 
 
-def _is_near(g: Geometry, l2_bytes: int) -> bool:
-    """Whether caches hold what is read since it was written. To ask for it takes loads, which bind where each
-    product is one: 1x1 layers of ResNet-50 on Zen 5 are 1.05-1.2 times as fast without. Planes that come from
-    memory must be asked for (1.35 times as fast)."""
-    return 4 * g.source.layout.elements <= NEAR_L2 * l2_bytes
-
-
 def _ends(epilogue: Epilogue, tiles: Tiles, lanes: int) -> tuple[wired.End, ...] | None:
     """What an epilogue does, if chunks can do it: they add a residual and take maxima and minima with
     numbers, of whole vectors."""
@@ -178,7 +169,7 @@ def wire(
     direct = direct and 4 * choice.chunk_rows * max(output.channel_strides) < MOST_BYTES
     passes = max(tiles.vectors if tiles.full else 0, tiles.rest_vectors)
     begins, lines = choice.asked(g, lanes, passes)
-    if plan.target.load_bits == 512 and taps == 1 and _is_near(g, plan.target.l2_bytes):
+    if taps == 1 and is_near(plan.target, 4 * g.source.layout.elements):
         lines = []
     asks = 4 * (g.channel_stride * np.arange(choice.block)[:, None] + np.array(lines)[None, :])
     wiring = wired.Wiring(
