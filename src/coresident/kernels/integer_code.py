@@ -13,6 +13,7 @@ from coresident.codegen import integers
 from coresident.codegen.builder import Value, Variable, kernel
 from coresident.codegen.types import I8, I32, I64, Type, of_dtype
 from coresident.kernels import integer_frame, integer_wired
+from coresident.kernels.asking import Asking, Shares, is_far, lines_of
 from coresident.kernels.frame import Shape, in_last, prefetch_stream, row_lines
 from coresident.kernels.integer_epilogue import IntegerEpilogue
 from coresident.kernels.integer_frame import NO_COLUMNS, Columns, IntegerFrame
@@ -32,6 +33,7 @@ class _Streams(Tiles):
         offsets: how the stream says what to read.
         counts: of the numbers in `rows`, the type.
         row_lines: cache lines that a row takes in the stream, on average.
+        asking: for the next strip's input, if it is far.
     """
 
     stream: Value
@@ -40,6 +42,7 @@ class _Streams(Tiles):
     offsets: Offsets
     counts: Type
     row_lines: int
+    asking: Asking | None
 
     @property
     def sums(self) -> int:
@@ -53,12 +56,18 @@ class _Streams(Tiles):
             return 0
         return self.work.most_rows * self.choice.shared * self.sums * 4 * self.output.lanes
 
-    def tiles(self, first: Value, end: Value) -> None:
+    def tiles(self, first: Value, end: Value, ahead: Value) -> None:
         f, part = self.frame.function, self.frame.part
         count = part.end_row - part.first_row
+
+        def ask(number: Value) -> None:
+            if self.asking is not None:
+                self.asking.ask(ahead, number, self.frame.shape.inputs)
+
         if self.choice.rows_first:
             position = f.var(f.offset(self.stream, f.load(I64, self.starts)))
             with f.loop(0, count) as r:
+                ask(r)
                 self._row(first, end, r, r, position, f.constant(0, I64))
             return
         asked = f.minimum(count, self._rows_ahead)
@@ -67,6 +76,7 @@ class _Streams(Tiles):
             with in_last(f, block, self.blocks), f.loop(0, asked) as r:
                 self._prefetch(self._channels(block * count + r), self._place(tile)[1])
             with f.loop(0, count) as r:
+                ask(((tile - first) * self.blocks + block) * count + r)
                 later = f.minimum(r + asked, count - 1)
                 self._row(tile, tile + 1, block * count + r, block * count + later, position, block)
 
@@ -254,7 +264,7 @@ def emit(
     f = kernel(plan.target, "conv_integer")
     s, dot = choice.strips, choice.dot
     work = choice.work(shape, plan.threads)
-    own = 2 if choice.chunk_rows else 3
+    own = 2 if choice.chunk_rows else 3 + _asks(plan, source, work, columns)
     frame = IntegerFrame.open(
         f, source, shape, s, dot, work, out, epilogue, own=own, merged=merged, columns=columns
     )
@@ -278,6 +288,11 @@ def emit(
     plan.step(f, words, work.tasks, reads=reads, writes=[out], barrier=barrier, info=details)
 
 
+def _asks(plan: Plan, source: Tensor, work: Cut, columns: Columns) -> bool:
+    """Whether tasks ask for the input of their next strip: hardware sees short runs of many planes only."""
+    return is_far(plan.target, source.layout.elements) and work.tiles > work.tile_parts and columns.count == 1
+
+
 def _stream(
     plan: Plan,
     frame: IntegerFrame,
@@ -293,7 +308,14 @@ def _stream(
     offsets = Offsets.of(-(-shape.inputs // dot.channels), s.taps, s.span)
     packed = pack(weights, offsets, dot, choice.shared, work, choice.block)
     _, parts, blocks = packed.starts.shape
-    stream, rows, starts = frame.own
+    stream, rows, starts, *table = frame.own
+    arrays = [packed.stream, packed.rows, packed.starts]
+    asking: Asking | None = None
+    if table:
+        turns = 1 if choice.rows_first else max(s.sizes) * blocks
+        shares = Shares.of(lines_of(s.reads, 1), frame.channel_stride, shape.inputs, turns * work.most_rows)
+        asking = Asking(f, shares, table[0], frame.channel_stride, 1)
+        arrays.append(shares.lines)
     counts = of_dtype(packed.rows.dtype)
     code = _Streams(
         frame,
@@ -306,6 +328,7 @@ def _stream(
         offsets,
         counts,
         row_lines(packed.stream, packed.rows),
+        asking,
     )
-    own = [plan.constant(array) for array in (packed.stream, packed.rows, packed.starts)]
+    own = [plan.constant(array) for array in arrays]
     return Made(code, own, (bias + packed.lacking.reshape(-1)).astype(np.int32), packed.entries)

@@ -152,16 +152,18 @@ class IntegerFrame:
         pixels = self.elements * self.strips.span * self.strips.pieces + 2 * self.function.target.lanes(I8)
         return self.dot.element_bytes * pixels
 
-    def each_strip(self, body: Callable[[Value, Value], None]) -> None:
-        """Emit the loop over the task's strips: each is packed, then the body is given its first tile and the
-        end of them."""
+    def each_strip(self, body: Callable[[Value, Value, Value], None]) -> None:
+        """Emit the loop over the task's strips: each is packed, then the body is given its first tile, the
+        end of them, and the address of what is packed next."""
         f = self.function
         with f.loop(self.part.first_tile, self.part.end_tile) as strip:
             first_run, end_run, first, end, base = (
                 f.convert(f.load(I32, self.strip_table, strip * 5 + i), I64) for i in range(5)
             )
             self._pack(first_run, end_run, base)
-            body(first, end)
+            following = f.minimum(strip + 1, self.part.end_tile - 1)
+            ahead = f.convert(f.load(I32, self.strip_table, following * 5 + 4), I64)
+            body(first, end, f.offset(self.x, ahead))
 
     def _pack(self, first: Value, end: Value, base: Value) -> None:
         """Interleave the strip's input, an element's channels at a time."""

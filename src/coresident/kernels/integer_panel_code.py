@@ -193,7 +193,7 @@ def emit(
     )
     code = _Code(frame, choice, own_weights, sums, rest, in_runs)
     plan.scratch(sums.complete + ELEMENT * rows * code.wide * sums.reach)
-    frame.each_strip(code.strip)
+    frame.each_strip(lambda first, end, _: code.strip(first, end))
     # The last panel's lanes may be more than there are channels.
     readable = np.concatenate([bias, np.zeros(code.wide, np.int32)])
     tables = (packed.weights, np.array(outer, np.int32), packed.starts, packed.offsets, packed.rest)

@@ -65,6 +65,16 @@ class Strips:
         return [int(size) for size in self.strips[:, 3] - self.strips[:, 2]]
 
     @property
+    def reads(self) -> list[tuple[int, int]]:
+        """What the first strip packs of a channel: elements from its first, start and end of each run."""
+        first, end = self.strips[0, :2]
+        return [
+            (int(start), int(start) + (int(length) - 1) * self.step + 1)
+            for source, _, length, *below in self.runs[first:end]
+            for start in (source, *below)
+        ]
+
+    @property
     def longest(self) -> int:
         """Pixels of the longest run."""
         return int(self.runs[:, 2].max())

@@ -87,8 +87,8 @@ class Tiles(ABC):
     blocks: int
 
     @abstractmethod
-    def tiles(self, first: Value, end: Value) -> None:
-        """The task's rows over the tiles first..end of a strip."""
+    def tiles(self, first: Value, end: Value, ahead: Value) -> None:
+        """The task's rows over the tiles first..end of a strip; `ahead` is where the next one begins."""
 
     @property
     @abstractmethod

@@ -56,7 +56,7 @@ class _Wired(Tiles):
         chunks = 1 if self.blocks == 1 else -(-self.work.most_rows // self.choice.chunk_rows)
         return chunks * self._chunk_bytes
 
-    def tiles(self, first: Value, end: Value) -> None:
+    def tiles(self, first: Value, end: Value, ahead: Value) -> None:
         f, part, rows = self.frame.function, self.frame.part, self.choice.chunk_rows
         first_chunk, end_chunk = part.first_row / rows, (part.end_row + (rows - 1)) / rows
         scratch = f.offset(f["scratch"], self.packed_bytes)
