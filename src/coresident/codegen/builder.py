@@ -274,16 +274,21 @@ class Function:
         a, b = self.value(a, kind), self.value(b, kind)
         return self.emit(f"select {condition.type} {condition.text}, {kind} {a.text}, {kind} {b.text}", kind)
 
-    def opaque(self, value: Value) -> Value:
+    def opaque(self, value: Value, *before: Value) -> Value:
         """The same address, integer or vector, of which LLVM does not know that it is.
 
         Loads from such an address are not merged with others: merged, values that are cheap to load again
         stay in registers that sums need. A vector is taken apart in its register, not loaded lane by lane.
+
+        Args:
+            before: addresses or integers that are computed before anything that depends on it.
         """
         whole = value.type.lanes == 1 and value.type.kind != "f"
         vector = "w" if self.target.arch == "aarch64" else "v" if self.target.has("avx512f") else "x"
         register = "r" if whole else vector
-        return self.emit(f'call {value.type} asm "", "={register},0"({value.type} {value.text})', value.type)
+        kinds = f"={register},0{',r' * len(before)}"
+        arguments = ", ".join(f"{each.type} {each.text}" for each in (value, *before))
+        return self.emit(f'call {value.type} asm "", "{kinds}"({arguments})', value.type)
 
     # Arithmetic that has no operator
 

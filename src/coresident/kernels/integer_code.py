@@ -108,10 +108,11 @@ class _Streams(Tiles):
         with f.loop(first, end) as tile:
             x, offsets = self._place(tile)
             position.set(begin)
+            ahead = self._first_offsets(begin)
             totals = self._start(channels, block, waiting)
             with in_last(f, block, self.blocks):
                 self._prefetch(self._channels(later), offsets)
-            self._steps(x, position, steps, totals)
+            self._steps(x, position, steps, ahead, totals)
             if self.dot.held and not self.dot.gathers:
                 with f.loop(0, singles):
                     self._single(x, position, totals)
@@ -151,20 +152,46 @@ class _Streams(Tiles):
                 for i, total in enumerate(total for row in sums for total in row):
                     f.store(total, waiting, i * self.output.lanes)
 
+    def _first_offsets(self, at: Value) -> list[Variable]:
+        """The first two offsets of a row, where steps have one each: they are loaded two steps ahead
+        (`Rounds.begin` says why)."""
+        f = self.frame.function
+        if self.dot.gathers or self.dot.depth > 1:
+            return []
+        size = self.offsets.step_bytes(self.dot, self.choice.shared)
+        return [f.var(f.opaque(self._offset(f.offset(at, i * size), 0))) for i in range(2)]
+
     def _steps(
-        self, x: Value, position: Variable, count: Value, totals: Sequence[Sequence[Variable]]
+        self,
+        x: Value,
+        position: Variable,
+        count: Value,
+        ahead: Sequence[Variable],
+        totals: Sequence[Sequence[Variable]],
     ) -> None:
-        """Add `count` steps of the stream to the totals, and move the position past them."""
+        """Add `count` steps of the stream to the totals, and move the position past them.
+
+        Args:
+            ahead: the first offsets, if they are loaded ahead.
+        """
         f = self.frame.function
         size = self.offsets.step_bytes(self.dot, self.choice.shared)
         unroll = UNROLL // (2 if self.dot.gathers else self.dot.depth)
 
-        step = self._gathered if self.dot.gathers else self._step
-
         def some(number: int) -> None:
             at = position.get()
             for index in range(number):
-                step(x, f.offset(at, index * size), totals)
+                here = f.offset(at, index * size)
+                if self.dot.gathers:
+                    self._gathered(x, here, totals)
+                    continue
+                numbers = [self._offset(here, d) for d in range(self.dot.depth)] if not ahead else []
+                if ahead:
+                    following = f.opaque(self._offset(here, 0, len(ahead) * size))
+                    number_here = ahead[index % len(ahead)]
+                    numbers = [f.opaque(number_here.get(), following)]
+                    number_here.set(following)
+                self._step([self._pixels(x, n) for n in numbers], here, totals)
             position.set(f.offset(at, number * size))
 
         with f.loop(0, count >> (unroll.bit_length() - 1)):
@@ -175,11 +202,11 @@ class _Streams(Tiles):
                 some(part)
             part //= 2
 
-    def _step(self, x: Value, at: Value, totals: Sequence[Sequence[Variable]]) -> None:
+    def _step(self, pixels: Sequence[Value], at: Value, totals: Sequence[Sequence[Variable]]) -> None:
+        """Add one step of the stream, that reads at some addresses."""
         f, dot, shared = self.frame.function, self.dot, self.choice.shared
         lanes = self.output.lanes
         kind = I32.by(lanes)
-        pixels = [self._read(x, at, d) for d in range(dot.depth)]
         words = f.offset(at, dot.depth * self.offsets.size)
 
         def weight(s: int) -> list[Value]:
@@ -206,17 +233,21 @@ class _Streams(Tiles):
             for s in range(shared):
                 multiply(s, v, x_v, held[s])
 
-    def _read(self, x: Value, at: Value, index: int) -> Value:
-        """The address that the offset numbered `index` from `at` on stands for."""
+    def _offset(self, at: Value, index: int, apart: int = 0) -> Value:
+        """The offset numbered `index` from an address on, or from some bytes behind it."""
         f = self.frame.function
-        number = f.convert(f.load(Type("i", 8 * self.offsets.size), at, index), I64, signed=False)
-        return f.offset(x, number * self.offsets.unit, self.dot.element_bytes)
+        loaded = f.load(Type("i", 8 * self.offsets.size), f.offset(at, apart), index)
+        return f.convert(loaded, I64, signed=False)
+
+    def _pixels(self, x: Value, number: Value) -> Value:
+        """The address that an offset stands for."""
+        return self.frame.function.offset(x, number * self.offsets.unit, self.dot.element_bytes)
 
     def _gathered(self, x: Value, at: Value, totals: Sequence[Sequence[Variable]]) -> None:
         """A step of four bytes that lie anywhere."""
         f, dot = self.frame.function, self.dot
         kind = I32.by(self.output.lanes)
-        pixels = [self._read(x, at, i) for i in range(4)]
+        pixels = [self._pixels(x, self._offset(at, i)) for i in range(4)]
         weights = f.splat(f.load(I32, f.offset(at, 4 * self.offsets.size), align=1), kind)
         bytes_ = I8.by(4 * kind.lanes)
         for first in range(0, len(totals[0]), 4):
@@ -228,7 +259,7 @@ class _Streams(Tiles):
         """Add one entry of any weights to the totals, and move the position past it."""
         f, dot, shared = self.frame.function, self.dot, self.choice.shared
         kind, at = I32.by(self.output.lanes), position.get()
-        pixels = self._read(x, at, 0)
+        pixels = self._pixels(x, self._offset(at, 0))
         words = f.offset(at, self.offsets.size)
         weights = [dot.any_weights(f, f.splat(f.load(I32, words, s, align=1), kind)) for s in range(shared)]
         for v in range(len(totals[0])):

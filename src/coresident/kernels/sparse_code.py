@@ -10,8 +10,8 @@ import numpy as np
 
 from coresident.codegen.builder import Value, Variable, kernel, word
 from coresident.codegen.types import F32, I32, I64
+from coresident.kernels import cost, wired_code
 from coresident.kernels import frame as frames
-from coresident.kernels import wired_code
 from coresident.kernels.asking import Asking, Shares, is_near
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Frame, Here, Shape, Sums
@@ -20,6 +20,7 @@ from coresident.kernels.head import Head
 from coresident.kernels.lowering import Operand, Plan, Tensor
 from coresident.kernels.sparse import Choice
 from coresident.kernels.sparse_loops import Loops
+from coresident.kernels.sparse_rounds import Rounds, chains_of
 from coresident.kernels.sparse_stream import UNROLL, pack
 
 
@@ -33,6 +34,7 @@ class _Streams(Loops):
         rows: address of the group's rows, part after part and in it block after block: (first output channel,
             nonzeros) as int32.
         row_lines: cache lines that a row takes in the stream, on average.
+        fmas: multiply-adds that a core begins in a cycle.
         asking: for what is read next, if it is far.
     """
 
@@ -40,6 +42,7 @@ class _Streams(Loops):
     starts: Value
     rows: Value
     row_lines: int
+    fmas: float
     asking: Asking | None
 
     @property
@@ -75,31 +78,33 @@ class _Streams(Loops):
 
     def _row(self, here: Here, sums: Sums, nonzeros: Value, position: Variable, packed: Value) -> None:
         """The channels of one row, one block of input channels."""
-        totals = [[self.frame.function.var(value) for value in row] for row in sums.start()]
+        f, vector = self.frame.function, self.frame.vector
         source = here.x if self.choice.packing is None else packed
+        if self.choice.shared == 1:
+            reads = [self._reads(v) for v in range(here.vectors)]
+            chains = chains_of(here.vectors, self.fmas)
+            rounds = Rounds.begin(f, vector, source, reads, position, chains)
+            sums.finish([rounds.add(sums.start()[0], nonzeros)])
+            return
+        totals = [[f.var(value) for value in row] for row in sums.start()]
         self._nonzeros(source, position, nonzeros, totals)
         sums.finish([[total.get() for total in row] for row in totals])
 
     def _nonzeros(
         self, x: Value, position: Variable, count: Value, totals: Sequence[Sequence[Variable]]
     ) -> None:
-        """Add `count` nonzeros from the stream to the totals, and move the position past them."""
+        """Add `count` nonzeros from the stream, which several channels share, to the totals, and move the
+        position past them."""
         f = self.frame.function
-        size = 4 * (1 + self.choice.shared)
 
         def some(number: int) -> None:
             at = position.get()
             for index in range(number):
                 self._one(x, at, index, totals)
-            position.set(f.offset(at, number * size))
+            position.set(f.offset(at, number * 4 * (1 + self.choice.shared)))
 
         with f.loop(0, count >> (UNROLL.bit_length() - 1)):
-            if self.choice.shared == 1:
-                at = position.get()
-                self._round(x, at, totals[0])
-                position.set(f.offset(at, UNROLL * size))
-            else:
-                some(UNROLL)
+            some(UNROLL)
         # What is left by its binary digits: rows of like length follow each other, so these branches are
         # predicted, as an indirect jump into the sequence is not.
         part = UNROLL // 2
@@ -107,26 +112,6 @@ class _Streams(Loops):
             with f.when((count & part).differs(0)):
                 some(part)
             part //= 2
-
-    def _round(self, x: Value, at: Value, totals: Sequence[Variable]) -> None:
-        """The `UNROLL` nonzeros at an address in the stream, of a row by itself: their offsets, then their
-        weights.
-
-        What binds are loads: two offsets are one, and four weights, which shuffles spread.
-        """
-        f, vector = self.frame.function, self.frame.vector
-        first = f.load(F32.by(UNROLL), at, UNROLL)
-        held = min(vector.bytes, f.target.register_bits // 8) // 4
-        weights = f.opaque(f.shuffle(first, None, [i % UNROLL for i in range(held)]))
-        for pair in range(UNROLL // 2):
-            offsets = f.opaque(f.load(I64, at, pair))
-            for half, offset in enumerate((f.convert(f.convert(offsets, I32), I64), offsets >> 32)):
-                index = 2 * pair + half
-                lanes = [i // UNROLL * UNROLL % held + index for i in range(vector.lanes)]
-                weight = f.shuffle(weights, None, lanes)
-                pixels = f.offset(x, offset)
-                for v, total in enumerate(totals):
-                    total.set(f.fma(f.load(vector, pixels, self._reads(v)), weight, total.get()))
 
     def _one(self, x: Value, at: Value, index: int, totals: Sequence[Sequence[Variable]]) -> None:
         """The nonzero `index` places from an address in the stream: one weight for each channel that shares
@@ -215,7 +200,7 @@ def _stream(
     head: tuple[Head, Value, Value] | None,
 ) -> tuple[Loops, list[Operand]]:
     """Nonzeros as a stream, and the operands that hold it."""
-    f, row_count = frame.function, shape.outputs // choice.shared
+    f, row_count, machine = frame.function, shape.outputs // choice.shared, cost.Machine.of(plan.target)
     packed = pack(weights, g, choice, frame.work)
     _, parts, blocks = packed.starts.shape
     stream, rows, starts = (word(f, frame.words + i) for i in range(3))
@@ -237,6 +222,7 @@ def _stream(
         f.offset(starts, frame.group * (parts * blocks), I64),
         f.offset(rows, frame.group * (row_count * 2 * blocks), I32),
         frames.row_lines(packed.stream, packed.rows),
+        machine.fmas * machine.pace,
         asking,
     )
     return code, [plan.constant(array) for array in arrays]

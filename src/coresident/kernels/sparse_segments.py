@@ -44,7 +44,7 @@ PACKING, STORING = 36.0, {True: 10.0, False: 28.0}
 """Cycles to pack a channel's row of segments of groups of 8 lanes, most of them for lines from L2 and L3
 (shuffles alone take 14); and to bring together what is stored of one in one row, and in several."""
 
-GROUP_PACKING, GROUP_STORING, GROUP_KEPT = 8.5, {True: 178.0, False: 103.0}, 3.5
+GROUP_PACKING, GROUP_STORING, GROUP_KEPT = 7.8, {True: 111.0, False: 118.0}, 3.5
 """The same of a group of 16 lanes, and of what is stored of a segment (writing it included); and to read a
 packed line again in the next step."""
 

@@ -16,13 +16,23 @@ UNROLL = 4
 
 
 def _in_rounds(words: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The stream of rows by themselves, with the (offset, weight) of each whole round of a row turned into
-    all its offsets, then all its weights."""
-    place = np.arange(len(words)) - np.repeat(np.cumsum(counts) - counts, counts)
-    whole = place < np.repeat(counts // UNROLL * UNROLL, counts)
-    turned = words.copy()
-    turned[whole] = words[whole].reshape(-1, UNROLL, 2).transpose(0, 2, 1).reshape(-1, 2)
-    return turned.reshape(-1)
+    """The stream of rows by themselves, with the (offset, weight) of each round of a row turned into all its
+    offsets, then all its weights; what is left of a row is a shorter round."""
+    ends = np.cumsum(counts)
+    rest = counts % UNROLL
+    turned = words.copy().reshape(-1)
+
+    def turn(firsts: np.ndarray[Any, Any], size: int) -> None:
+        held = words[firsts[:, None] + np.arange(size)]
+        places = 2 * firsts[:, None] + np.arange(2 * size)
+        turned[places] = held.transpose(0, 2, 1).reshape(len(firsts), 2 * size)
+
+    place = np.arange(len(words)) - np.repeat(ends - counts, counts)
+    whole = place < np.repeat(counts - rest, counts)
+    turn(np.flatnonzero(whole & (place % UNROLL == 0)), UNROLL)
+    for size in range(1, UNROLL):
+        turn((ends - rest)[rest == size], size)
+    return turned
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,8 @@ class Packed:
 
     Args:
         stream: int32 words, for each nonzero its offset in bytes, then `shared` float32 weights; where one
-            channel stands by itself, whole rounds of `UNROLL` have their offsets first, then their weights.
+            channel stands by itself, rounds of `UNROLL`, and what is left of a row, have their offsets first,
+            then their weights.
         rows: [.., 2] int32: the first output channel of a row and its number of nonzeros, in order of that
             number within each (part of the rows, block).
         starts: [groups, parts of the rows, blocks] int64: where each begins in `stream`, in words.
