@@ -8,10 +8,11 @@ hence:
 * input channels are taken in blocks whose part of the tile fits L1;
 * rows of a block stand in the order of their number of nonzeros, so that branches on it are predicted;
 * where 2 or 4 output channels share their pattern, each load serves them all;
-* otherwise weights are loaded four at a time, and their offsets two at a time.
+* otherwise weights are loaded four at a time, and their offsets two at a time, a round ahead.
 
 Measured without gain: copies of the tile, one for each column of taps, that no vector of crosses a line (they
-fill L1 three times over), and two rows abreast whose sums wait for each other's products.
+fill L1 three times over); two rows abreast whose sums wait for each other's products; what waits between
+blocks added after a block's products rather than before (they take what L2 takes to give and get them).
 """
 
 from __future__ import annotations
