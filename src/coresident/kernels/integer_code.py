@@ -185,13 +185,12 @@ class _Streams(Tiles):
                 if self.dot.gathers:
                     self._gathered(x, here, totals)
                     continue
-                numbers = [self._offset(here, d) for d in range(self.dot.depth)] if not ahead else []
                 if ahead:
-                    following = f.opaque(self._offset(here, 0, len(ahead) * size))
-                    number_here = ahead[index % len(ahead)]
-                    numbers = [f.opaque(number_here.get(), following)]
-                    number_here.set(following)
-                self._step([self._pixels(x, n) for n in numbers], here, totals)
+                    following = f.offset(here, len(ahead) * size)
+                    numbers = [self._held(ahead[index % len(ahead)], following)]
+                else:
+                    numbers = [self._offset(here, d) for d in range(self.dot.depth)]
+                self._step([self._pixels(x, number) for number in numbers], here, totals)
             position.set(f.offset(at, number * size))
 
         with f.loop(0, count >> (unroll.bit_length() - 1)):
@@ -233,11 +232,19 @@ class _Streams(Tiles):
             for s in range(shared):
                 multiply(s, v, x_v, held[s])
 
-    def _offset(self, at: Value, index: int, apart: int = 0) -> Value:
-        """The offset numbered `index` from an address on, or from some bytes behind it."""
+    def _held(self, variable: Variable, at: Value) -> Value:
+        """The offset that a variable holds, which from now on holds the one at an address: that is loaded
+        before anything that the first is needed for."""
         f = self.frame.function
-        loaded = f.load(Type("i", 8 * self.offsets.size), f.offset(at, apart), index)
-        return f.convert(loaded, I64, signed=False)
+        following = f.opaque(self._offset(at, 0))
+        held = f.opaque(variable.get(), following)
+        variable.set(following)
+        return held
+
+    def _offset(self, at: Value, index: int) -> Value:
+        """The offset numbered `index` from an address on."""
+        f = self.frame.function
+        return f.convert(f.load(Type("i", 8 * self.offsets.size), at, index), I64, signed=False)
 
     def _pixels(self, x: Value, number: Value) -> Value:
         """The address that an offset stands for."""
