@@ -20,6 +20,7 @@ from coresident.graph.graph import Graph, Node
 from coresident.graph.operator import evaluate
 from coresident.graph.operators.windows import Window
 from coresident.kernels import (
+    asking,
     cost,
     integer,
     integer_code,
@@ -343,6 +344,29 @@ def test_segments_of_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatc
     node, feeds, constants = _segmented(seed)
     check_node(node, feeds, constants, target=target, threads=1 + seed % 2, tolerance=0)
     assert ("segments" in _tiles(node, feeds, constants, target)) == bool(ways)
+
+
+@pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])
+@pytest.mark.parametrize("segmented", [False, True])
+def test_strips_that_come_from_memory(segmented: bool, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next strip is asked for, of whatever size and number of channels."""
+    asked = list[Value]()
+    ask = asking.Asking.ask
+
+    def recorded(self: asking.Asking, planes: Value, row: Value, channels: Value | int) -> None:
+        asked.append(row)
+        ask(self, planes, row, channels)
+
+    monkeypatch.setattr(asking.Asking, "ask", recorded)
+    monkeypatch.setattr(integer_code, "is_far", lambda *_: True)
+    monkeypatch.setattr(integer_panel, "choose", lambda *_: None)
+    monkeypatch.setattr(integer_wired, "is_possible", lambda *_: False)
+    if segmented:
+        _in_segments(monkeypatch)
+    for seed in range(400, 406):
+        node, feeds, constants = (_segmented if segmented else _case)(seed)
+        check_node(node, feeds, constants, target=target, threads=1 + seed % 2, tolerance=0)
+    assert asked
 
 
 @pytest.mark.parametrize("target", [*TARGETS, "16 lanes"])

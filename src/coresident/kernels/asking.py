@@ -46,12 +46,10 @@ def lines_of(runs: Iterable[tuple[int, int]], itemsize: int = 4) -> list[int]:
     """
     line = 64 // itemsize
     found: list[int] = []
-    reached: int | None = None
     for start, end in sorted(runs):
-        first = start if reached is None or start > reached else reached
+        first = max(start, found[-1] + line) if found else start
         # A run that begins within a line ends in one more.
         found += range(first, end + line - 1, line)
-        reached = max(found[-1] + line, end) if found else end
     return found
 
 

@@ -14,8 +14,8 @@ gets cold code at 7 bytes a cycle at most. So chunks ask L2, on the way, for the
 and for the pixels of the next tile; a task asks for its first chunk before it begins.
 
 On Zen 5, which multiplies two vectors a cycle, loads bind instead, a weight for each product and the pixels:
-1.4 to 1.8 products a cycle with 5 to 30 % of nonzeros. Code comes from L2 as fast as from L1 there, and from
-memory still has to be asked for (1.5 times as fast).
+1.4 to 1.8 products a cycle with 5 to 30 % of nonzeros. Code by itself comes from L2 as fast as from L1 there,
+and from memory still has to be asked for (1.5 times as fast).
 
 Measured without gain, on both: two and three vectors of pixels a pass (fewer loads, but code is longer by as
 much); on Zen 4: pixels copied into the order in which they are read, rows of pixels that cross cache lines
