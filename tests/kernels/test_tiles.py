@@ -92,7 +92,7 @@ def test_sparse_tiles_that_are_cut_by_rows(
         sparse.Choice, "together", lambda c, *a: c.cycles * (1.0 if c.work(*a).pieces else 1e6)
     )
     opened = Frame.open
-    monkeypatch.setattr(Frame, "open", lambda *a: taken.append(a[4]) or opened(*a))
+    monkeypatch.setattr(Frame, "open", lambda *a, **k: taken.append(a[4]) or opened(*a, **k))
     rng = np.random.default_rng(size)
     weights = rng.standard_normal((37, 40, kernel, kernel)).astype(np.float32)
     weights[rng.random(weights.shape) < 0.85] = 0
@@ -130,7 +130,7 @@ def test_convolutions_around_one_that_reads_planes(
     """Blocks as MobileNetV2 has them, whose threads make channels of their own where there are enough."""
     taken = list[Cut]()
     opened = Frame.open
-    monkeypatch.setattr(Frame, "open", lambda *a: taken.append(a[4]) or opened(*a))
+    monkeypatch.setattr(Frame, "open", lambda *a, **k: taken.append(a[4]) or opened(*a, **k))
     rng = np.random.default_rng(channels)
 
     def weights(*shape: int, density: float = density) -> np.ndarray:

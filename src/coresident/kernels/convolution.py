@@ -14,6 +14,7 @@ from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
 from coresident.kernels.head import Head
 from coresident.kernels.lowering import Plan, lowers
+from coresident.kernels.pooling import striped_behind
 
 
 def constant_weights(node: Node, plan: Plan) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
@@ -31,7 +32,13 @@ def constant_weights(node: Node, plan: Plan) -> tuple[np.ndarray[Any, Any], np.n
     return weights, bias
 
 
-@lowers("Conv", halo=geometry.halo, flat=True, blocks=sparse.gains_in_blocks)
+@lowers(
+    "Conv",
+    halo=geometry.halo,
+    flat=True,
+    blocks=sparse.gains_in_blocks,
+    stripes=sparse.gains_in_stripes,
+)
 def convolution(node: Node, plan: Plan) -> None:
     """Conv (ONNX 22), with the epilogue that fusion attached."""
     weights, bias = constant_weights(node, plan)
@@ -58,4 +65,5 @@ def convolution(node: Node, plan: Plan) -> None:
             info["why"].append("depthwise: a plane has too few products for skipping zeros to pay")
         depthwise.emit(node, plan, weights, full_bias, out, epilogue, info)
         return
-    direct.emit(plan, geometry.ways(node, plan), shape, split, full_bias, out, epilogue, info)
+    pool = striped_behind(node, plan)
+    direct.emit(plan, geometry.ways(node, plan), shape, split, full_bias, out, epilogue, info, pool=pool)

@@ -81,7 +81,7 @@ def choose(
             blocks = -(-shape.inputs // block)
             depth = shape.inputs * shape.taps / blocks
             resident = block * reach <= machine.dense_l1_bytes
-            unaligned = not flat or any(tap % lanes for tap in g.taps)
+            unaligned = not (flat or g.is_striped) or any(tap % lanes for tap in g.taps)
             weights = 4 * shape.outputs * shape.inputs * shape.taps
             for group in sorted({min(size, shape.outputs) for size in GROUPS}):
                 if not fit(vectors, group) or (merged and group % 2):

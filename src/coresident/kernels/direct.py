@@ -18,6 +18,7 @@ from coresident.kernels import (
     panel_code,
     sparse,
     sparse_code,
+    stripes,
     winograd,
     winograd_code,
 )
@@ -25,7 +26,9 @@ from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import Geometry
 from coresident.kernels.head import Head
+from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Plan, Tensor
+from coresident.kernels.striped_pooling import StripedPool
 
 
 def describe(
@@ -35,6 +38,7 @@ def describe(
     nonzeros = int(np.count_nonzero(weights))
     return {
         "op": node.op,
+        "nodes": [node.name or node.outputs[0]],
         "shape": list(sizes),
         "kernel_shape": list(weights.shape),
         "epilogue": epilogue.name,
@@ -47,6 +51,9 @@ def describe(
 
 Emit = Callable[..., None]
 
+COPY_BACK = {"op": "Copy", "kernel": "copy from stripes"}
+"""What `analyze` shows of the copy of striped rows to an output."""
+
 
 def _dense(
     plan: Plan, g: Geometry, shape: Shape, out: Tensor, epilogue: Epilogue
@@ -55,6 +62,8 @@ def _dense(
     if g.step == 1:
         pixels = dense.choose(plan, g, shape, out, epilogue)
         yield pixels.cycles, partial(dense_code.emit, plan, g, shape, pixels)
+        if g.is_striped:
+            return
         tiles = winograd.choose(plan, g, shape, out, epilogue)
         if tiles is not None:
             yield tiles.cycles, partial(winograd_code.emit, plan, g, shape, tiles)
@@ -73,6 +82,7 @@ def emit(
     epilogue: Epilogue,
     info: dict[str, Any],
     barrier: bool = True,
+    pool: StripedPool | None = None,
 ) -> None:
     """Add the step of a convolution.
 
@@ -82,11 +92,24 @@ def emit(
         bias: [groups * outputs] float32.
         info: of `describe`; gets the reason if many zeros are multiplied all the same.
         barrier: False if the next step does not depend on it.
+        pool: behind it, which is included where the kernel that is fastest can do both.
     """
-    best = _best(plan, ways, shape, weights, out, epilogue, info)
+    target = _striped(plan, ways, out)
+    best = _best(plan, ways, shape, weights, target, epilogue, info)
     assert best is not None, "pixels lie in blocks where no kernel reads them"
     best.geometry.prepare()
-    best.emit(weights, bias, out, epilogue, info, barrier)
+    barrier = barrier or target is not out
+    if pool is not None and best.sparse is not None and pool.pooled(best.sparse.tiles, target) is not None:
+        plan.include(pool.node)
+        nodes = [*info["nodes"], pool.node.name or pool.node.outputs[0]]
+        name = ", ".join(part for part in (epilogue.name, pool.node.op) if part)
+        best.emit(
+            weights, bias, target, epilogue, {**info, "epilogue": name, "nodes": nodes}, barrier, pool=pool
+        )
+    else:
+        best.emit(weights, bias, target, epilogue, info, barrier)
+    if target is not out:
+        stripes.join(plan, target, out, COPY_BACK)
 
 
 def emit_with_head(
@@ -104,7 +127,8 @@ def emit_with_head(
         ways, shape, weights, bias, info: of the convolution, as `emit` takes them.
     """
     out, epilogue = plan.tensor(head.node.outputs[0]), Epilogue.of(head.node, plan, 3)
-    best = _best(plan, ways, shape, weights, out, epilogue, {**info, "why": []})
+    target = _striped(plan, ways, out)
+    best = _best(plan, ways, shape, weights, target, epilogue, {**info, "why": []})
     if best is None or best.sparse is None:
         return False
     work = best.sparse.work(shape, plan.threads)
@@ -121,8 +145,19 @@ def emit_with_head(
         "nodes": [each.name or each.outputs[0] for each in (head.before, head.node)],
         "epilogue": ", ".join(part for part in (head.inner.name, "1x1 Conv", epilogue.name) if part),
     }
-    best.emit(weights, bias, out, epilogue, {**info, **both}, head=head)
+    best.emit(weights, bias, target, epilogue, {**info, **both}, head=head)
+    if target is not out:
+        stripes.join(plan, target, out, COPY_BACK)
     return True
+
+
+def _striped(plan: Plan, ways: Sequence[Geometry], out: Tensor) -> Tensor:
+    """What kernels are to write: striped rows, to be copied to the output, where they read such alone."""
+    if not ways[0].is_striped or out.layout.stripes:
+        return out
+    none = ((0, 0),) * (len(out.shape) - 2)
+    layout = Layout.striped(out.shape, none, ways[0].source.layout.stripes)
+    return plan.temporary(layout, out.dtype)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from coresident.codegen.types import F32, Type
 from coresident.graph.expression import Expression
 from coresident.graph.graph import Node
 from coresident.kernels.lowering import Operand, Plan, Tensor
+from coresident.kernels.stripes import Columns
 from coresident.kernels.vectors import of_phases
 
 
@@ -101,6 +102,9 @@ class Output:
         merged: for a transposed convolution that computes all phases of its output as channels: (phases,
             elements from one to the next) of each dimension but the last, which has two phases. None
             otherwise.
+        streams: whether results are stored past the caches.
+        striped: whether rows are cut into stripes.
+        columns: their outer columns, if there are any.
     """
 
     epilogue: Epilogue
@@ -112,6 +116,8 @@ class Output:
     vector: Type
     merged: tuple[tuple[int, int], ...] | None = None
     streams: bool = False
+    striped: bool = False
+    columns: Columns | None = None
 
     def prefetch(
         self, f: Function, channel: Value, vectors: int, offsets: Sequence[Value], near: bool = True
@@ -140,8 +146,13 @@ class Output:
                 f.prefetch(row, pixel * 4, write=i == 0)
 
     def store(
-        self, f: Function, channel: Value, totals: Sequence[Value], offsets: Sequence[Value], last: int
-    ) -> None:
+        self,
+        f: Function,
+        channel: Value,
+        totals: Sequence[Value],
+        offsets: Sequence[Value],
+        last: int,
+    ) -> list[Value]:
         """Finish one output channel's vectors of a tile and store them.
 
         Args:
@@ -149,14 +160,35 @@ class Output:
             totals: the sums, vector by vector.
             offsets: elements from pixel 0 to the tile's first, in y and in each tensor.
             last: pixels of the last vector to be written.
+
+        Returns:
+            What is stored, vector by vector.
         """
         lanes = self.vector.lanes
         scalars, rows = self._channel(f, channel, offsets)
+        stored = []
         for v, total in enumerate(totals):
             partial = v == len(totals) - 1 and last < lanes
             first = f.first(last, lanes) if partial else None
             places = [v * stride for stride in self.vector_strides]
-            self._finish(f, total, scalars, rows, places, offsets[0] + v * lanes, first)
+            pixel = offsets[0] + v * lanes
+            stored.append(self._finish(f, total, scalars, rows, places, pixel, first))
+        return stored
+
+    def store_outer(
+        self, f: Function, channel: Value, parts: Sequence[tuple[Value, Sequence[Value]]], ends: Value | None
+    ) -> None:
+        """Store the outer columns of striped rows, if they have any, given what is stored of some parts.
+
+        Args:
+            parts: elements from pixel 0 to each in y, and its columns.
+            ends: of a row that the parts have (`Tiles.ends`).
+        """
+        if self.columns is None:
+            return
+        assert ends is not None
+        plane = f.offset(self.pointers[0], channel * self.channel_strides[0], F32)
+        self.columns.store(f, ends, [(f.offset(plane, at, F32), columns) for at, columns in parts])
 
     def store_run(
         self, f: Function, channel: Value, sums: Value, offsets: Sequence[Value], pixels: Value
@@ -194,12 +226,15 @@ class Output:
         places: Sequence[Value | int],
         pixel: Value,
         first: Value | None,
-    ) -> None:
+    ) -> Value:
         """Store one vector; only its lanes in `first` if told.
 
         Args:
             places: elements from each row to it.
             pixel: elements from pixel 0 to it in y.
+
+        Returns:
+            What is stored.
         """
         loaded = [
             f.load_masked(self.vector, row, at, first) if first is not None else f.load(self.vector, row, at)
@@ -213,6 +248,7 @@ class Output:
             self._put(f, result, rows[0], places[0])
         else:
             f.store_masked(result, rows[0], places[0], first)
+        return result
 
     def _put(self, f: Function, vector: Value, row: Value, at: Value | int) -> None:
         """Store a whole vector."""
@@ -244,18 +280,29 @@ class Output:
         pair: Sequence[Sequence[Value]],
         offsets: Sequence[Value],
         last: int,
+        ends: Value | None = None,
     ) -> None:
-        """Store two rows that are the two phases of the last dimension: their pixels take turns.
+        """Store two rows that are the two phases of the last dimension: their pixels take turns, or their
+        columns in striped rows.
 
         Args:
             row: index of the first of them; rows count phases fastest.
             pair: the sums of both, vector by vector.
             offsets: elements from pixel 0 to the first that the tile makes, in y.
             last: pixels of each phase's last vector to be written.
+            ends: of a row that they have (`Tiles.ends`).
         """
         lanes = self.vector.lanes
         channel, target = self._merged_row(f, row, offsets[0])
         scalars = [f.load(F32, pointer, channel) for pointer in self.channel_pointers]
+        if self.striped:
+            columns = [self.epilogue.apply(f, total, (), scalars) for both in zip(*pair) for total in both]
+            for i, column in enumerate(columns):
+                self._put(f, column, target, i * lanes)
+            if self.columns is not None:
+                assert ends is not None
+                self.columns.store(f, ends, [(target, columns)])
+            return
         turns = [lane // 2 + lane % 2 * lanes for lane in range(2 * lanes)]
         for v, (even, odd) in enumerate(zip(*pair)):
             results = [self.epilogue.apply(f, total, (), scalars) for total in (even, odd)]

@@ -17,6 +17,8 @@ from coresident.kernels.epilogue import Epilogue, Output
 from coresident.kernels.geometry import Geometry, Tiles, border_mask, segments
 from coresident.kernels.lowering import Operand, Plan, Tensor
 from coresident.kernels.spread import GROUP, WIDTH, Segments, group_of, row_together, together, transposed
+from coresident.kernels.striped_pooling import PoolStore, StripedPool
+from coresident.kernels.stripes import Columns
 from coresident.kernels.tiling import Cut, Part
 
 STREAMED_BYTES = 16 << 20
@@ -70,7 +72,10 @@ class Here:
         offsets: elements from pixel 0 to the tile's first, in y and in each tensor of the epilogue.
         vectors: of the tile.
         last: pixels of its last vector to be written.
-        segments: that the tile consists of; its lanes are neighbouring pixels otherwise.
+        segments: that the tile consists of; its lanes are neighbouring pixels, or stripes, otherwise.
+        below: runs of a tile that lie below each other.
+        rows: elements from one of them to the next, in y and in each tensor of the epilogue.
+        ends: of a row that the tile has (`Tiles.ends`).
     """
 
     x: Value
@@ -79,9 +84,23 @@ class Here:
     vectors: int
     last: int
     segments: Segments | None = None
+    below: int = 1
+    rows: Sequence[int] = ()
+    ends: Value | None = None
 
     def pieces(self, lanes: int) -> list[Piece]:
         """What of the tile lies side by side."""
+        if self.segments is None and self.below > 1:
+            return [
+                Piece(
+                    self.vectors // self.below,
+                    [o + row * by for o, by in zip(self.offsets, self.rows)],
+                    self.last,
+                    row,
+                    0,
+                )
+                for row in range(self.below)
+            ]
         if self.segments is None:
             return [Piece(self.vectors, self.offsets, self.last, 0, 0)]
         spread, found = self.segments.spread, []
@@ -139,6 +158,7 @@ class Frame:
         part: of the work that is the task's.
         words: how many words are taken.
         far: whether the output is more than a core's caches hold.
+        pool: made of results as well, if one is.
     """
 
     function: Function
@@ -154,6 +174,7 @@ class Frame:
     part: Part
     words: int
     far: bool
+    pool: PoolStore | None = None
 
     @staticmethod
     def open(
@@ -165,8 +186,9 @@ class Frame:
         out: Tensor,
         epilogue: Epilogue,
         merged: tuple[tuple[int, int], ...] | None = None,
+        pool: StripedPool | None = None,
     ) -> Frame:
-        """Begin a kernel; `merged` as in `Output`."""
+        """Begin a kernel; `merged` as in `Output`. The address of a pool's output is the last word."""
         vector = F32.by(f.target.lanes(F32))
         x, y, bias, table = (word(f, i) for i in range(4))
         extra = [word(f, 4 + i) for i in range(epilogue.words)]
@@ -176,6 +198,9 @@ class Frame:
         picture, group = part.picture / shape.groups, part.picture % shape.groups
         channel_base = group * shape.outputs
         shares = epilogue.tensors
+        words, made = 4 + epilogue.words + masked, None
+        if pool is not None:
+            made = PoolStore(pool, f.offset(word(f, words), picture * pool.y.layout.strides[0], F32))
         output = Output(
             epilogue,
             tuple(
@@ -188,7 +213,9 @@ class Frame:
             mask,
             vector,
             merged,
-            _streams(f.target, tiles, out, len(shares)),
+            _streams(f.target, tiles, out, len(shares) + (pool is not None)),
+            out.layout.stripes > 0,
+            Columns.of(out.layout, 1 if merged is None else 2),
         )
         return Frame(
             function=f,
@@ -202,8 +229,9 @@ class Frame:
             group=group,
             channel_base=channel_base,
             part=part,
-            words=4 + epilogue.words + masked,
+            words=words + (pool is not None),
             far=out.layout.elements * out.dtype.itemsize > f.target.l2_bytes,
+            pool=made,
         )
 
     def each_tile(self, body: Callable[[Here], None]) -> None:
@@ -233,10 +261,11 @@ class Frame:
         def entry(tile: Value, column: int) -> Value:
             return f.convert(f.load(I32, self.table, tile * columns + column), I64)
 
-        offsets = [entry(tile, c) for c in range(columns - t.mixed)]
+        offsets = [entry(tile, c) for c in range(t.operands)]
         x = f.offset(self.x, offsets[0], F32)
         ahead = f.offset(self.x, entry(f.minimum(tile + 1, t.count - 1), 0), F32)
-        return Here(x, ahead, offsets[1:], t.vectors, t.full_last)
+        ends = entry(tile, t.operands) if t.ends else None
+        return Here(x, ahead, offsets[1:], t.vectors, t.full_last, None, t.below, t.rows[1:], ends)
 
     def prefetch_channels(self, g: Geometry, here: Here, plane: Value, first: Value, end: Value) -> None:
         """Ask L2 for what the tile reads of the channels first..end of the planes at an address.
@@ -279,7 +308,7 @@ def _streams(target: Target, tiles: Tiles, out: Tensor, extras: int) -> bool:
     """Whether results are to be stored past the caches: there are more than these hold, and all are stored in
     whole vectors (as rows of a segment and more are; of shorter ones, parts)."""
     layout, lanes = out.layout, target.lanes(F32)
-    starts = tiles.table[:, : -1 if tiles.mixed else None].reshape(-1, 2 + extras)[:, 1]
+    starts = tiles.table[:, : tiles.operands].reshape(-1, 2 + extras)[:, 1]
     return bool(
         target.arch == "x86_64"
         and out.storage.kind == "arena"
@@ -303,6 +332,7 @@ def operands(
     epilogue: Epilogue,
     bias: Operand,
     work: Cut | None = None,
+    pool: StripedPool | None = None,
 ) -> list[Operand]:
     """The words that `Frame.open` reads; the pieces of the work, if it has any, follow the tiles."""
     pieces = np.array(work.pieces if work is not None else (), np.int32)
@@ -318,6 +348,8 @@ def operands(
         span = sum((size - 1) * s for size, s in zip(out.shape[2:], strides)) + 1
         pixels = max(tiles.vector_steps * lanes, span + lanes)
         words.append(plan.constant(border_mask(strides, out.shape[2:], pixels)))
+    if pool is not None:
+        words.append(pool.y.address)
     return words
 
 
@@ -385,6 +417,9 @@ class Sums:
         for channel in self.channels:
             for piece in here.pieces(self.frame.vector.lanes):
                 output.prefetch(f, channel, piece.vectors, piece.offsets, near)
+            if self.frame.pool is not None:
+                columns = here.vectors // here.below
+                self.frame.pool.prefetch(f, channel, here.below, columns, here.offsets[-1], near)
 
     def finish(self, totals: Sequence[Sequence[Value]]) -> None:
         """Store the results, or let the sums wait for the next block."""
@@ -403,19 +438,27 @@ class Sums:
         f, here, output = self.frame.function, self.here, self.frame.output
         if output.merged is not None:
             for r in range(0, len(totals), 2):
-                output.store_merged(f, self.channels[r], totals[r : r + 2], here.offsets, here.last)
+                output.store_merged(
+                    f, self.channels[r], totals[r : r + 2], here.offsets, here.last, here.ends
+                )
             return
         for channel, row in zip(self.channels, totals):
             segments = self._brought_together(row)
+            rows = []
             for piece in here.pieces(self.frame.vector.lanes):
                 held = segments[piece.segment][piece.index : piece.index + piece.vectors]
-                output.store(f, channel, held, piece.offsets, piece.last)
+                rows.append((piece.offsets[0], output.store(f, channel, held, piece.offsets, piece.last)))
+            output.store_outer(f, channel, rows, here.ends)
+            if self.frame.pool is not None:
+                columns = [stored for _, stored in rows]
+                self.frame.pool.store(f, channel, columns, here.offsets[-1], here.ends)
 
     def _brought_together(self, row: Sequence[Value]) -> list[list[Value]]:
         """The sums of each segment, neighbouring pixels in neighbouring lanes; as they are without any."""
         f, segments = self.frame.function, self.here.segments
         if segments is None:
-            return [list(row)]
+            size = len(row) // self.here.below
+            return [list(row[at : at + size]) for at in range(0, len(row), size)]
         size, spread = len(row) // len(segments.writes), segments.spread
 
         def turn(groups: Sequence[Value]) -> list[Value]:

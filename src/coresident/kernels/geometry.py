@@ -20,6 +20,10 @@ from coresident.graph.operators.windows import Window
 from coresident.kernels import phases, subsample
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Plan, Tensor
+from coresident.kernels.spread import starts_of
+
+FIRST, LAST = 1, 2
+"""Ends of a row."""
 
 MOST_TAPS = 1 << 16
 """Positions of a kernel: each has an offset in tables or code, and few bytes can make weights of any size."""
@@ -110,6 +114,11 @@ class Geometry:
         """Whether output pixels are as far apart, in all directions, as the pixels that they read."""
         return bool(self.positions) and self.strides == self.pixels
 
+    @property
+    def is_striped(self) -> bool:
+        """Whether rows are cut into stripes (`Layout.striped`): then all taps read whole vectors."""
+        return self.source.layout.stripes > 0
+
 
 def ways(node: Node, plan: Plan) -> list[Geometry]:
     """How a convolution may read its input: in place, with the stride between pixels; or, where it has
@@ -126,13 +135,16 @@ def ways(node: Node, plan: Plan) -> list[Geometry]:
 def in_place(node: Node, plan: Plan) -> Geometry:
     """Read the planes themselves; they are copied only if they do not lie so."""
     w = window(node, plan.graph)
-    x = plan.planar(node.inputs[0], halo(node, plan.graph))
+    around = halo(node, plan.graph)
+    x = (plan.striped if plan.is_striped(node.outputs[0]) else plan.planar)(node.inputs[0], around)
     strides = x.layout.strides[2:]
+    # The next pixel of a stripe is a column further on.
+    pixels = (*strides[:-1], max(x.layout.stripes, 1) * strides[-1])
     positions = tuple(
         tuple(i * d - begin for i, d, begin in zip(position, w.dilations, w.pads_begin))
         for position in itertools.product(*map(range, w.kernel))
     )
-    taps = tuple(sum(a * s for a, s in zip(position, strides)) for position in positions)
+    taps = tuple(sum(a * s for a, s in zip(position, pixels)) for position in positions)
     steps = tuple(s * t for s, t in zip(strides, w.strides))
     return Geometry(x, taps, x.layout.strides[0], x.layout.strides[1], steps, strides, positions=positions)
 
@@ -186,13 +198,17 @@ class Tiles:
 
     Args:
         table: [tiles, 2 + number of extra operands] int32: elements from pixel 0 to the run's first pixel,
-            in the input, the output and each extra operand; where tiles are `mixed`, whether it is full.
+            in the input, the output and each extra operand; where they have `ends`, which of these; where
+            tiles are `mixed`, whether it is full.
         full: how many of the tiles have `vectors` vectors; the others have `rest_vectors`.
         vectors, rest_vectors: vectors of a tile.
         full_last, rest_last: pixels written by a tile's last vector; all lanes where overshooting is
             harmless.
         flat: whether runs cross row ends; then what lies between rows is written too.
         pixels: of real output covered.
+        ends: whether the table says where tiles have an end of a row: `FIRST` and `LAST` added up.
+        below: runs of a tile that lie below each other, of `vectors` together.
+        rows: elements from one of them to the next, in the input, the output and each extra operand.
     """
 
     table: np.ndarray
@@ -203,6 +219,9 @@ class Tiles:
     rest_last: int
     flat: bool
     pixels: int
+    ends: bool = False
+    below: int = 1
+    rows: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
@@ -212,6 +231,17 @@ class Tiles:
     def mixed(self) -> bool:
         """Whether there are tiles of both kinds."""
         return 0 < self.full < self.count
+
+    @property
+    def operands(self) -> int:
+        """Columns of the table that count elements."""
+        columns: int = self.table.shape[1]
+        return columns - self.ends - self.mixed
+
+    @property
+    def overlap(self) -> bool:
+        """Whether a pixel may be in two tiles."""
+        return self.below > 1 and self.vector_steps * self.full_last > self.pixels
 
     @property
     def sizes(self) -> list[int]:
@@ -249,6 +279,7 @@ def can_run_flat(strides: Sequence[int], out: Layout, extras: Sequence[Layout], 
 
     return (
         strides[-1] == 1
+        and not out.stripes
         and out.slack >= lanes
         and all(map(same, (out, *extras)))
         and all(e.slack >= lanes for e in extras)
@@ -314,8 +345,11 @@ def tiles_of_spans(
     full = np.array([size == width for _, size in runs])
     begins = np.array([first for first, _ in runs], np.int64)[:, None] * steps
     table = starts[:, None, :] + begins[None, :, :]
-    if full.any() and not full.all():
-        table = np.concatenate([table, np.broadcast_to(full[None, :, None], (*table.shape[:2], 1))], axis=2)
+    has_ends = out.stripes > 0
+    told = [np.array([_ends(at, size, length) for at, size in runs])] if has_ends else []
+    told += [full] if full.any() and not full.all() else []
+    for column in told:
+        table = np.concatenate([table, np.broadcast_to(column[None, :, None], (*table.shape[:2], 1))], axis=2)
     return Tiles(
         table.reshape(-1, table.shape[2]).astype(np.int32),
         len(starts) * int(full.sum()),
@@ -325,6 +359,42 @@ def tiles_of_spans(
         rest - (rest_vectors - 1) * lanes if rest else lanes,
         flat,
         math.prod(spatial),
+        has_ends,
+    )
+
+
+def _ends(at: int, size: int, length: int) -> int:
+    """Which ends of a row of a length a run of it has."""
+    return FIRST * (at == 0) + LAST * (at + size >= length)
+
+
+def rectangles(
+    strides: Sequence[int], out: Layout, extras: Sequence[Layout], lanes: int, across: int, below: int
+) -> Tiles:
+    """Cut the output's striped rows into tiles of `across` columns in each of `below` rows; the last ones
+    overlap those before rather than the ends."""
+    spatial = out.shape[2:]
+    columns = [tuple(strides), out.strides[2:], *(e.strides[2:] for e in extras)]
+    extents = [*(1 for _ in spatial[:-2]), below, across * lanes]
+    starts = [starts_of(*each) for each in zip(spatial, extents, strict=True)]
+    begins = np.array(list(itertools.product(*starts)), np.int64)
+    table = np.stack([begins @ np.array(c, np.int64) for c in columns], axis=1)
+    has_ends = out.stripes > 0
+    if has_ends:
+        ends = [_ends(int(at), extents[-1], spatial[-1]) for at in begins[:, -1]]
+        table = np.concatenate([table, np.array(ends)[:, None]], axis=1)
+    return Tiles(
+        table.astype(np.int32),
+        len(table),
+        across * below,
+        0,
+        lanes,
+        lanes,
+        False,
+        math.prod(spatial),
+        has_ends,
+        below,
+        tuple(c[-2] for c in columns),
     )
 
 
@@ -337,11 +407,12 @@ def border_mask(strides: Sequence[int], spatial: Sequence[int], length: int) -> 
     return mask
 
 
-def segments(g: Geometry, width: int) -> list[tuple[int, int]]:
+def segments(g: Geometry, width: int, below: int = 1) -> list[tuple[int, int]]:
     """(start, end) of what a run of `width` pixels reads of one input channel, in elements from its first
-    pixel."""
+    pixel; or so many runs below each other."""
     merged: list[tuple[int, int]] = []
-    for tap in sorted(set(g.taps)):
+    rows = [row * g.strides[-2] for row in range(below)] if below > 1 else [0]
+    for tap in sorted({tap + row for tap in g.taps for row in rows}):
         if merged and tap <= merged[-1][1]:
             merged[-1] = (merged[-1][0], max(merged[-1][1], tap + width))
         else:
@@ -349,9 +420,9 @@ def segments(g: Geometry, width: int) -> list[tuple[int, int]]:
     return merged
 
 
-def footprint(g: Geometry, width: int) -> int:
-    """Floats of one input channel that a run of `width` pixels reads."""
-    return sum(end - start for start, end in segments(g, width))
+def footprint(g: Geometry, width: int, below: int = 1) -> int:
+    """Floats of one input channel that a run of `width` pixels reads, or so many runs below each other."""
+    return sum(end - start for start, end in segments(g, width, below))
 
 
 def block_sizes(inputs: int) -> list[int]:

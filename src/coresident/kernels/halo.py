@@ -65,6 +65,11 @@ def zero_halo(plan: Plan, tensor: Tensor) -> None:
 def runs(layout: Layout) -> list[Item]:
     """The halo of one plane as (first element, length), counted from the plane's element 0."""
     shape, strides, halo = layout.shape[2:], layout.strides[2:], layout.halo[2:]
+    first = 0
+    if layout.stripes:
+        # Rows with their outer columns, which are written with them.
+        first = -halo[-1][0]
+        shape, halo = (*shape[:-1], shape[-1] + sum(halo[-1])), (*halo[:-1], (0, 0))
     inside = [np.arange(size) * stride for size, stride in zip(shape, strides)]
     around = [
         np.arange(-before, size + after) * stride
@@ -80,7 +85,7 @@ def runs(layout: Layout) -> list[Item]:
         return []
     cuts = np.flatnonzero(np.diff(places) != 1) + 1
     starts, ends = np.r_[0, cuts], np.r_[cuts, places.size]
-    return [(int(places[start]), int(end - start)) for start, end in zip(starts, ends)]
+    return [(int(places[start]) + first, int(end - start)) for start, end in zip(starts, ends)]
 
 
 def folded(items: Sequence[Item]) -> list[Item]:

@@ -26,6 +26,7 @@ class Layout:
         fill: value of the halo: zero, or the zero point of a quantised tensor.
         block: pixels that lie side by side, where all channels of so many pixels follow each other before the
             next pixels do (`blocked`); 0 where the strides say all.
+        stripes: that each row is cut into (`striped`); 0 where neighbouring pixels lie side by side.
     """
 
     shape: tuple[int, ...]
@@ -36,6 +37,7 @@ class Layout:
     slack: int = 0
     fill: int = 0
     block: int = 0
+    stripes: int = 0
 
     @staticmethod
     def contiguous(shape: Sequence[int]) -> Layout:
@@ -114,6 +116,35 @@ class Layout:
             block=lanes,
         )
 
+    @staticmethod
+    def striped(shape: Sequence[int], halo: Sequence[tuple[int, int]], stripes: int) -> Layout:
+        """[N][C][planes of rows][columns][stripes]: each row is cut into stripes of equal length, and pixels
+        at the same place of all stripes lie side by side, a *column* (Farrar, "Striped Smith-Waterman",
+        2007).
+
+        The next pixel of a lane lies one column further on, so where stripes are as many as a vector has
+        lanes, whatever a kernel reads beside a pixel is a whole vector that crosses no cache line. Columns
+        before the first and after the last hold what lies beside the stripes: their neighbours' pixels, and
+        zero beyond the row. Who writes a row writes them, too.
+
+        The strides count elements of rows as they lie; the halo of the last dimension is the elements of
+        those columns.
+
+        Args:
+            shape: (N, C, spatial...), whose rows are multiples of `stripes` long.
+            halo: for each spatial dimension, (before, after) pixels that are read around the planes.
+        """
+        before, after = (width * stripes for width in halo[-1])
+        gaps = (*(max(pair) for pair in halo[:-1]), before + after)
+        planes = Layout.planar(shape, gaps, (*halo[:-1], (before, after)), stripes)
+        return replace(planes, stripes=stripes)
+
+    @property
+    def outer_columns(self) -> tuple[int, int]:
+        """Columns before the first and after the last one of a striped row, that its readers read."""
+        before, after = self.halo[-1] if self.stripes else (0, 0)
+        return before // max(self.stripes, 1), after // max(self.stripes, 1)
+
     def place(self, pixels: Pixels) -> Pixels:
         """Elements from pixel 0 of a channel to others, counted along its plane."""
         if not self.block:
@@ -125,7 +156,7 @@ class Layout:
     def is_contiguous(self) -> bool:
         """Whether the elements lie in C order without gaps (dimensions of size 1 do not matter)."""
         step = 1
-        if self.block:
+        if self.block or self.stripes:
             return False
         for size, stride in zip(reversed(self.shape), reversed(self.strides)):
             if size != 1 and stride != step:

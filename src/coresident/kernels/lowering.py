@@ -84,10 +84,19 @@ class Plan(Protocol):
 
     def planar(self, name: str, halo: Sequence[tuple[int, int]] = (), fill: int = 0) -> Tensor:
         """The tensor of a value [N, C, spatial...] of float32 or bytes with rows of unit stride and at least
-        this spatial halo, which holds `fill`.
+        this spatial halo, which holds `fill`; where its rows are striped (`Layout.striped`), with that halo.
 
         A copy is made where the value does not already lie so.
         """
+
+    def striped(self, name: str, halo: Sequence[tuple[int, int]]) -> Tensor:
+        """The tensor of a float32 value [N, C, spatial...] with striped rows and at least this spatial halo.
+
+        A copy is made where it does not already lie so.
+        """
+
+    def is_striped(self, name: str) -> bool:
+        """Whether a value lies in striped rows."""
 
     def lies_planar(self, name: str, halo: Sequence[tuple[int, int]] = (), fill: int = 0) -> bool:
         """Whether `planar` gives the tensor itself, without a copy."""
@@ -108,6 +117,9 @@ class Plan(Protocol):
 
     def reader(self, name: str) -> Node | None:
         """The only node that reads a value; None where there are several, or the value is an output."""
+
+    def readers(self, name: str) -> Sequence[Node]:
+        """The nodes that read a value."""
 
     def include(self, node: Node) -> None:
         """Say that the lowering of another node does this one's work: it will not be lowered itself."""
@@ -162,6 +174,7 @@ Lowering = Callable[[Node, Plan], None]
 Halo = Callable[[Node, Graph], tuple[tuple[int, int], ...]]
 Fill = Callable[[Node, Graph], int]
 Blocks = Callable[[Node, Graph, Target], bool]
+Stripes = Callable[[Node, Graph], bool | None]
 
 
 @dataclass(frozen=True)
@@ -177,6 +190,9 @@ class Family:
         blocks: whether a node whose zeros are skipped is faster where pixels lie in blocks (`Layout.blocked`)
             in its first input, its output or what its epilogue adds; None for operators that cannot read
             such.
+        stripes: whether a node whose zeros are skipped is faster where rows are cut into stripes
+            (`Layout.striped`) in all that it reads and writes, False if it is no slower; None, or None as the
+            answer, where it can't read such.
     """
 
     lower: Lowering
@@ -184,6 +200,7 @@ class Family:
     flat: bool = False
     fill: Fill | None = None
     blocks: Blocks | None = None
+    stripes: Stripes | None = None
 
 
 FAMILIES: dict[str, Family] = {}
@@ -195,13 +212,14 @@ def lowers(
     flat: bool = False,
     fill: Fill | None = None,
     blocks: Blocks | None = None,
+    stripes: Stripes | None = None,
 ) -> Callable[[Lowering], Lowering]:
     """Enter a lowering in the table for these operators."""
 
     def enter(function: Lowering) -> Lowering:
         for op in ops:
             assert op not in FAMILIES, f"two lowerings for {op}"
-            FAMILIES[op] = Family(function, halo, flat, fill, blocks)
+            FAMILIES[op] = Family(function, halo, flat, fill, blocks, stripes)
         return function
 
     return enter

@@ -15,7 +15,7 @@ import numpy as np
 from coresident.codegen.builder import Function
 from coresident.codegen.math import Typed, typed_constant
 from coresident.errors import UnsupportedModel
-from coresident.graph.graph import Node
+from coresident.graph.graph import Graph, Node
 from coresident.graph.operators.movement import (
     SLICE_OPERANDS,
     block_size,
@@ -146,7 +146,13 @@ def split(node: Node, plan: Plan) -> None:
         start += size
 
 
-@lowers("Concat")
+def _gains_in_stripes(node: Node, graph: Graph) -> bool | None:
+    """Whether striped rows suit a concatenation (`Family.stripes`): of channels, it is where parts lie."""
+    rank = len(graph.facts[node.outputs[0]].shape)
+    return False if int(node.get("axis", 1)) % rank == 1 else None
+
+
+@lowers("Concat", stripes=_gains_in_stripes)
 def concat(node: Node, plan: Plan) -> None:
     """Parts that the planner placed inside the output are there already; the others are copied."""
     y = plan.tensor(node.outputs[0])

@@ -18,7 +18,7 @@ from coresident.codegen.builder import Function, Value, Variable, kernel, word
 from coresident.codegen.math import CodeMath, Typed
 from coresident.codegen.types import I64, Type, of_dtype
 from coresident.errors import UnsupportedModel
-from coresident.graph.graph import Node
+from coresident.graph.graph import Graph, Node
 from coresident.graph.operators.pooling import average_counts, pool_geometry
 from coresident.graph.operators.windows import Window
 from coresident.kernels.arguments import element_0, operand
@@ -26,6 +26,7 @@ from coresident.kernels.conversion import Conversion
 from coresident.kernels.indexed_pooling import max_indices
 from coresident.kernels.lowering import Plan, Tensor, lowers
 from coresident.kernels.reduction import REDUCTIONS, larger, reduce
+from coresident.kernels.striped_pooling import StripedPool, pool_stripes
 from coresident.kernels.vectors import load_first, pieces, share, store_first, unravel
 
 Array = np.ndarray[Any, Any]
@@ -123,7 +124,28 @@ def _pool(node: Node, plan: Plan, dtype: np.dtype[Any]) -> Pool:
     return Pool(window, spatial, output, dtype, 0, _same, _add, finish, tables, conversion)
 
 
-@lowers("MaxPool", "AveragePool", "LpPool")
+def _gains_in_stripes(node: Node, graph: Graph) -> bool | None:
+    """Whether striped rows suit a pool (`Family.stripes`): where no window reaches over the ends of stripes,
+    columns are pooled."""
+    if len(node.outputs) > 1 and node.outputs[1]:
+        return None
+    x, y = (graph.facts[name].sizes[2:] for name in (node.inputs[0], node.outputs[0]))
+    w, _ = pool_geometry(node, x)
+    fits = all(size == out * step for size, out, step in zip(x, y, w.strides))
+    apart = w.kernel[-1] <= w.strides[-1] and not any((*w.pads_begin, *w.pads_end))
+    return False if fits and apart and all(d == 1 for d in w.dilations) else None
+
+
+def striped_behind(node: Node, plan: Plan) -> StripedPool | None:
+    """A pool over striped rows that reads what a convolution makes."""
+    for reader in plan.readers(node.outputs[0]):
+        if reader.op in ("MaxPool", "AveragePool", "LpPool") and plan.is_striped(reader.outputs[0]):
+            p, y = _pool(reader, plan, np.dtype(np.float32)), plan.tensor(reader.outputs[0])
+            return StripedPool(reader, y, p.window, p.prepare, p.combine, p.finish)
+    return None
+
+
+@lowers("MaxPool", "AveragePool", "LpPool", stripes=_gains_in_stripes)
 def pool(node: Node, plan: Plan) -> None:
     if len(node.outputs) > 1 and node.outputs[1]:
         max_indices(node, plan)
@@ -134,6 +156,9 @@ def pool(node: Node, plan: Plan) -> None:
     lies_in_planes = source.dtype in (np.float32, np.uint8, np.int8)
     x = plan.planar(node.inputs[0]) if lies_in_planes else plan.contiguous(node.inputs[0])
     p = _pool(node, plan, Conversion.of(node, source.dtype).computed)
+    if x.layout.stripes:
+        pool_stripes(plan, x, StripedPool(node, y, p.window, p.prepare, p.combine, p.finish), {"op": node.op})
+        return
     f = kernel(plan.target, node.op.lower())
     rows = math.prod(y.shape[:-1])
     cost = math.prod(y.shape) * (math.prod(p.window.kernel[:-1]) * p.window.strides[-1] + p.window.kernel[-1])

@@ -17,6 +17,7 @@ blocks added after a block's products rather than before (they take what L2 take
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,9 @@ from coresident.kernels.geometry import (
     block_sizes,
     can_run_flat,
     footprint,
+    halo,
     read_by_plane,
+    rectangles,
     segments,
     tiles_of_spans,
     window,
@@ -85,6 +88,13 @@ tile, and cycles more for each vector of a tile that is larger than a third of L
 PAGE = 4096
 """Bytes, of which pages of memory mostly are."""
 
+STRIPED_ZEROS, FEW_CHANNELS = 0.75, 4
+"""Share of zeros from which on streams are faster than all else where rows are striped; and channels read or
+written, up to which all kernels take about as long."""
+
+STRIPE_READING, STRIPE_STORING, STRIPE_ADDING = 3.0, 6.0, 4.0
+"""Cycles for L1 to get a line of a tile of striped rows, to store a vector of one, and to add another."""
+
 SEGMENT_L1 = 2.0
 """Of the part of L1 that a tile's activations may fill: those that are packed."""
 
@@ -100,6 +110,23 @@ def gains_in_blocks(node: Node, graph: Graph, target: Target) -> bool:
     least, most = BLOCKED_ZEROS
     zeros = 1 - int(np.count_nonzero(weights)) / max(weights.size, 1)
     return bool(least <= zeros <= most)
+
+
+def gains_in_stripes(node: Node, graph: Graph) -> bool | None:
+    """Whether striped rows suit a convolution (`Family.stripes`): kernels larger than a pixel then read whole
+    vectors from where they lie. Where most is to be multiplied, other kernels than those that can read
+    stripes are faster, unless it is little."""
+    weights = graph.constant(node.inputs[1])
+    if weights is None or node.get("group", 1) != 1:
+        return None
+    w, around = window(node, graph), halo(node, graph)
+    before, after = (graph.facts[name].sizes[2:] for name in (node.inputs[0], node.outputs[0]))
+    if any(s != 1 for s in w.strides) or before != after or max(around[-1]) > 1:
+        return None
+    zeros = 1 - int(np.count_nonzero(weights)) / max(weights.size, 1)
+    if min(weights.shape[:2]) <= FEW_CHANNELS:
+        return False
+    return None if zeros < STRIPED_ZEROS else math.prod(w.kernel) > 1
 
 
 def _is_dense(nonzero: np.ndarray[Any, Any]) -> bool:
@@ -160,7 +187,8 @@ class Choice:
             segments += f" of {self.packing.segments.spread.rows} rows"
         if self.packing is not None and self.packing.steps > 1:
             segments += f" in {self.packing.steps} steps"
-        vectors = f"{self.tiles.vectors} vectors{segments}"
+        below = f" in {self.tiles.below} rows" if self.tiles.below > 1 else ""
+        vectors = f"{self.tiles.vectors} vectors{segments}{below}"
         rows = self.chunk_rows or self.shared
         return f"{vectors} x {rows} channels, blocks of {self.block}{flat}"
 
@@ -182,7 +210,8 @@ class Choice:
         """What a tile reads of a channel, or in its next step: elements from the first to each line."""
         if self.packing is not None:
             return lines_of(self.packing.runs)
-        return lines_of(segments(g, max(self.tiles.vectors, self.tiles.rest_vectors) * lanes))
+        vectors = max(self.tiles.vectors, self.tiles.rest_vectors) // self.tiles.below
+        return lines_of(segments(g, vectors * lanes, self.tiles.below))
 
     def asked(self, g: Geometry, lanes: int, passes: int) -> tuple[list[int], list[int]]:
         """How the passes of a chunk ask for that: elements from the plane where each begins, and from there
@@ -237,7 +266,7 @@ def choose(
             cutting = tiles_of_spans(g.strides, out.layout, extras, lanes, vectors, flat, spans)
             if cutting is None or (cutting.full == 0 and vectors != cutting.rest_vectors):
                 continue
-            unaligned = not flat or any(tap % lanes for tap in g.taps)
+            unaligned = not (flat or g.is_striped) or any(tap % lanes for tap in g.taps)
             reach = 4 * footprint(g, vectors * lanes)
             for (shared, block), (counts, changes) in profiles.items():
                 if vectors * shared > registers - (shared > 1):
@@ -287,10 +316,11 @@ def choose(
                     taken += meetings * shape.inputs * vectors * cost.REMOTE_LINE
                 if taken < least:
                     best, least = choice, taken
-    for choice in _segments(plan, machine, g, shape, out, epilogue, profiles) if not blocked else ():
+    packed = _rectangles if g.is_striped else _segments
+    for choice in packed(plan, machine, g, shape, out, epilogue, profiles) if not blocked else ():
         if choice.cycles < least and (taken := choice.together(shape, plan.threads)) < least:
             best, least = choice, taken
-    if wired.is_possible(plan.target):
+    if wired.is_possible(plan.target) and not g.is_striped:
         if best is not None:
             usual = g.is_unstrided and _is_dense(nonzero)
             segments = SEGMENTS_OVER_CODE if usual else OTHER_SEGMENTS_OVER_CODE
@@ -359,6 +389,41 @@ def _segments(
             one = one * packing.steps + shape.groups * packing.cycles * shape.inputs
             margin = SEGMENTS_MARGIN if packing.is_whole or packing.in_one_row else SHORT_ROWS_MARGIN
             yield Choice(cutting, 1, block, cutting.count * shape.batch * margin * one, packing)
+
+
+def _rectangles(
+    plan: Plan,
+    machine: cost.Machine,
+    g: Geometry,
+    shape: Shape,
+    out: Tensor,
+    epilogue: Epilogue,
+    profiles: Mapping[tuple[int, int], tuple[np.ndarray[Any, Any], float]],
+) -> Iterator[Choice]:
+    """Tiles of a few columns of striped rows in each of a few rows, as `_segments` has them: read from where
+    they lie."""
+    lanes, extras = plan.target.lanes(F32), [t.layout for t in epilogue.tensors]
+    most, (height, width) = plan.target.registers - 2, out.shape[-2:]
+    for across, below in itertools.product(range(1, width // lanes + 1), range(2, height + 1)):
+        if across * below > most or across > 2 * below:
+            continue
+        cutting = rectangles(g.strides, out.layout, extras, lanes, across, below)
+        read = 4 * footprint(g, across * lanes, below)
+        for (shared, block), (counts, _) in profiles.items():
+            block_bytes = block * read
+            if shared > 1 or block_bytes > machine.l1_bytes * SEGMENT_L1:
+                continue
+            rows, blocks = counts.size, counts.shape[1]
+            each = float(counts.sum()) / rows
+            one = cost.packed_rows(machine, cutting.vectors, each, rows, blocks, block_bytes)
+            one += (
+                shape.groups
+                * cutting.vectors
+                * (STRIPE_STORING + STRIPE_ADDING * len(extras))
+                * shape.outputs
+            )
+            one += shape.groups * shape.inputs * read / 64 * STRIPE_READING
+            yield Choice(cutting, 1, block, cutting.count * shape.batch * one)
 
 
 def _in_code(

@@ -22,6 +22,7 @@ from coresident.kernels.sparse import Choice
 from coresident.kernels.sparse_loops import Loops
 from coresident.kernels.sparse_rounds import Rounds, chains_of
 from coresident.kernels.sparse_stream import UNROLL, pack
+from coresident.kernels.striped_pooling import StripedPool
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ def emit(
     info: dict[str, Any],
     barrier: bool = True,
     head: Head | None = None,
+    pool: StripedPool | None = None,
 ) -> None:
     """Add the convolution's step.
 
@@ -158,10 +160,15 @@ def emit(
         bias: [groups * outputs] float32.
         barrier: False if the next step does not depend on it.
         head: whose output `out` is, and whose the epilogue; a task then has all rows.
+        pool: that is made of the results as well, which the tiles suit.
     """
     f = kernel(plan.target, "conv_sparse")
+    if pool is not None:
+        tiles = pool.pooled(choice.tiles, out)
+        assert tiles is not None
+        choice = replace(choice, tiles=tiles)
     work = choice.work(shape, plan.threads)
-    frame = Frame.open(f, g, shape, choice.tiles, work, out, epilogue)
+    frame = Frame.open(f, g, shape, choice.tiles, work, out, epilogue, pool=pool)
     make = wired_code.wire if choice.chunk_rows else _stream
     adding = None
     if head is not None:
@@ -171,7 +178,9 @@ def emit(
     plan.scratch(4 * code.packed + code.waiting + code.head_bytes)
     frame.each_tile(code.tile)
     operands = [
-        *frames.operands(plan, g, choice.tiles, out, epilogue, plan.constant(bias.astype(np.float32)), work),
+        *frames.operands(
+            plan, g, choice.tiles, out, epilogue, plan.constant(bias.astype(np.float32)), work, pool
+        ),
         *(plan.constant(array) for array in ((head.weights, head.bias) if head is not None else ())),
         *constants,
     ]
@@ -185,8 +194,9 @@ def emit(
         "estimated_cycles": choice.cycles,
     }
     reads = [g.source, *epilogue.tensors]
-    over = epilogue.tensors if choice.packing is None else ()
-    plan.step(f, operands, work.tasks, reads=reads, writes=[out], over=over, barrier=barrier, info=details)
+    over = epilogue.tensors if choice.packing is None and not choice.tiles.overlap else ()
+    made = [out] if pool is None else [out, pool.y]
+    plan.step(f, operands, work.tasks, reads=reads, writes=made, over=over, barrier=barrier, info=details)
 
 
 def _stream(
@@ -206,7 +216,7 @@ def _stream(
     stream, rows, starts = (word(f, frame.words + i) for i in range(3))
     arrays = [packed.stream, packed.rows, packed.starts]
     asking: Asking | None = None
-    if not is_near(plan.target, 4 * g.source.layout.elements):
+    if not is_near(plan.target, 4 * g.source.layout.elements, not g.is_striped):
         lines = choice.lines(g, frame.vector.lanes)
         shares = Shares.of(lines, g.channel_stride, choice.block, frame.work.most_rows)
         asking = Asking(f, shares, word(f, frame.words + 3), 4 * g.channel_stride, 4)

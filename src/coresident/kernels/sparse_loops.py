@@ -59,8 +59,13 @@ class Loops(ABC):
 
     def _reads(self, vector: int) -> int:
         """Elements from a tile's first to a vector."""
-        packing = self.choice.packing
-        return vector * self._apart if packing is None else packing.segments.reads[vector]
+        packing, tiles = self.choice.packing, self.choice.tiles
+        if packing is not None:
+            return packing.segments.reads[vector]
+        if tiles.below == 1:
+            return vector * self._apart
+        row, column = divmod(vector, tiles.vectors // tiles.below)
+        return row * tiles.rows[0] + column * self._apart
 
     def tile(self, here: Here) -> None:
         """All steps of a tile."""

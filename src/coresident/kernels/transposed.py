@@ -18,7 +18,7 @@ import numpy as np
 from coresident.codegen.builder import Value, kernel, word
 from coresident.codegen.types import F32, I64, of_dtype
 from coresident.errors import UnsupportedModel
-from coresident.graph.graph import Node
+from coresident.graph.graph import Graph, Node
 from coresident.graph.operators.windows import TransposedWindow
 from coresident.kernels import cost, dense, dense_code, direct, panel, panel_code, sparse
 from coresident.kernels.convolution import constant_weights
@@ -27,6 +27,9 @@ from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import Geometry
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Plan, Tensor, lowers
+
+LEAST_DENSE = 0.7
+"""Share of nonzeros from which on skipping zeros gains nothing."""
 
 
 def taps_of(w: TransposedWindow, dimension: int, phase: int) -> list[tuple[int, int]]:
@@ -37,7 +40,25 @@ def taps_of(w: TransposedWindow, dimension: int, phase: int) -> list[tuple[int, 
     ]
 
 
-@lowers("ConvTranspose", halo=lambda node, graph: ((0, 0),) * (len(graph.facts[node.inputs[0]].shape) - 2))
+def gains_in_stripes(node: Node, graph: Graph) -> bool | None:
+    """Whether striped rows suit it (`Family.stripes`): where windows meet without overlapping, columns of the
+    phases take turns. Zeros are multiplied then."""
+    weights = graph.constant(node.inputs[1])
+    x, y = (graph.facts[name].sizes[2:] for name in (node.inputs[0], node.outputs[0]))
+    if (
+        weights is None
+        or weights.ndim != len(x) + 2
+        or np.count_nonzero(weights) < LEAST_DENSE * weights.size
+    ):
+        return None
+    return False if is_pixel_shuffle(TransposedWindow.of(node, x, weights.shape[2:]), y, x) else None
+
+
+@lowers(
+    "ConvTranspose",
+    halo=lambda node, graph: ((0, 0),) * (len(graph.facts[node.inputs[0]].shape) - 2),
+    stripes=gains_in_stripes,
+)
 def transposed(node: Node, plan: Plan) -> None:
     """ConvTranspose (ONNX 22), with an epilogue of constants per channel."""
     weights, bias = constant_weights(node, plan)
@@ -61,9 +82,11 @@ def transposed(node: Node, plan: Plan) -> None:
     if is_pixel_shuffle(w, spatial, x_spatial):
         shape, target = _merged_shape(x, as_channels(split)), coarse(out, w)
         pixels = dense.choose(plan, _point(x), shape, target, epilogue, merged=True)
-        channels = panel.choose(plan, _point(x), shape, target, epilogue, merged=True)
+        channels = None
+        if not x.layout.stripes:
+            channels = panel.choose(plan, _point(x), shape, target, epilogue, merged=True)
         choice = pixels if channels is None or pixels.cycles < channels.cycles else channels
-        if not _sparse_phases_win(plan, x, split, out, choice.cycles, epilogue):
+        if x.layout.stripes or not _sparse_phases_win(plan, x, split, out, choice.cycles, epilogue):
             _emit_merged(node, plan, x, split, full_bias, out, w, epilogue, choice)
             return
     planes = phase_planes(plan, x, (out.shape[0], out.shape[1], len(phases), *sizes), out.dtype)
@@ -141,7 +164,8 @@ def coarse(out: Tensor, w: TransposedWindow) -> Tensor:
     view = out.layout
     shape = (*view.shape[:2], *(o // s for o, s in zip(view.shape[2:], w.strides)))
     strides = (*view.strides[:2], *(t * s for t, s in zip(view.strides[2:], w.strides)))
-    return Tensor("", out.dtype, view.view(shape, strides, 0), out.storage)
+    halo = view.halo if view.stripes else ()
+    return Tensor("", out.dtype, view.view(shape, strides, 0, halo), out.storage)
 
 
 def _point(x: Tensor) -> Geometry:

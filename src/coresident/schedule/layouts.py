@@ -9,13 +9,15 @@
 4. The inputs of a channel concatenation lie inside its output: concatenating costs nothing.
 5. Between sparse convolutions of single pixels that gain by it, pixels lie in blocks instead
    (`Layout.blocked`).
+6. Where sparse convolutions of larger kernels gain by it, and all that is between them can, rows are cut into
+   stripes instead (`Layout.striped`).
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +43,13 @@ LONG_ROWS = 256
 """Pixels of a row from which on rows begin at whole vectors, for which gaps are wider: fewer loads and stores
 lie in two cache lines (layers of a sparse U-Net at 512 x 512 became 1.02 to 1.16 times as fast), and runs of
 pixels that cross row ends become a twentieth longer at most."""
+
+FEW_CHANNELS = 4
+"""Of a value that is copied to stripes or from them beside convolutions that have many."""
+
+STRIPED_LOADS = 512
+"""Bits that a core loads at once where rows are striped. Of vectors that are loaded in halves fewer cross a
+line; whether they gain has not been measured."""
 
 FEWEST_BLOCKS, FEWEST_PAGES = 8, 144
 """Of a plane, below which pixels do not lie in blocks: code is faster so, but it is fetched for too few of
@@ -152,6 +161,7 @@ def assign(graph: Graph, target: Target, sparse: bool = True) -> dict[str, Place
     """
     needs, fills = planar_values(graph), halo_values(graph)
     lanes = target.lanes(F32)
+    striped = striped_values(graph, target) if sparse else frozenset()
     direct = {n for n in graph.outputs if n not in needs or graph.facts[n].sizes[-1] % lanes == 0}
     fixed = {*graph.inputs, *direct, *graph.initializers}
     owner = _concatenations(graph, needs, fixed)
@@ -163,6 +173,8 @@ def assign(graph: Graph, target: Target, sparse: bool = True) -> dict[str, Place
             needs[top] = _wider(needs[top], needs[name])
     gaps: dict[tuple[int, ...], tuple[int, ...]] = {}
     for name, halo in needs.items():
+        if name in striped:
+            continue
         spatial = graph.facts[name].sizes[2:]
         widest = tuple(max(pair) for pair in halo)
         gaps[spatial] = tuple(map(max, gaps.get(spatial, (0,) * len(spatial)), widest))
@@ -181,7 +193,9 @@ def assign(graph: Graph, target: Target, sparse: bool = True) -> dict[str, Place
             result = Place(layout, outer.root, outer.root_layout)
         else:
             shape = graph.facts[name].sizes
-            if name in needs:
+            if name in striped:
+                layout = Layout.striped(shape, needs[name], lanes)
+            elif name in needs:
                 layout = planar_layout(
                     target, graph.facts[name], gaps[shape[2:]], needs[name], fills.get(name, 0)
                 )
@@ -196,6 +210,59 @@ def assign(graph: Graph, target: Target, sparse: bool = True) -> dict[str, Place
             if name and name not in fixed:
                 place(name)
     return _in_blocks(graph, target, places) if sparse else places
+
+
+def striped_values(graph: Graph, target: Target) -> frozenset[str]:
+    """The values whose rows are cut into stripes, where zeros are skipped: all that a node reads and writes,
+    or nothing of it. What has few channels may be left out by convolutions, which copy it.
+    """
+    lanes = target.lanes(F32)
+    if target.load_bits < STRIPED_LOADS:
+        return frozenset()
+    needs = planar_values(graph)
+    fixed = {*graph.inputs, *graph.outputs, *graph.initializers}
+    owner = _concatenations(graph, needs, fixed)
+
+    def fits(name: str) -> bool:
+        fact = graph.fact(name)
+        if fact is None or fact.dtype != np.float32 or len(fact.shape) != 4 or 0 in fact.sizes:
+            return False
+        return fact.sizes[-1] % lanes == 0 and fact.sizes[-1] >= 2 * lanes
+
+    values = {
+        node.outputs[0]: [n for n in (*node.inputs, *node.outputs) if n and graph.constant(n) is None]
+        for node in graph.nodes
+    }
+    gains: dict[str, bool | None] = {}
+    for node in graph.nodes:
+        name, family = node.outputs[0], FAMILIES.get(node.op)
+        parts = node.op != "Concat" or all(owner.get(n, ("",))[0] == name for n in node.inputs)
+        able = family is not None and family.stripes is not None and parts and all(map(fits, values[name]))
+        gains[name] = family.stripes(node, graph) if able and family and family.stripes else None
+    # Where few channels are read by convolutions alone, or written by one.
+    tight = {n for n in needs if graph.facts[n].sizes[1] > FEW_CHANNELS}
+    for node in graph.nodes:
+        if gains[node.outputs[0]] is not None:
+            copied = (node.inputs[0], node.outputs[0]) if node.op == "Conv" else ()
+            tight |= {name for name in values[node.outputs[0]] if name not in copied}
+    groups = _connected({key: [name for name in names if name in tight] for key, names in values.items()})
+    return frozenset(
+        name
+        for nodes, names in groups
+        if None not in (found := [gains[node] for node in nodes]) and any(found) and not names & fixed
+        for name in names
+    )
+
+
+def _connected(values: Mapping[str, Sequence[str]]) -> list[tuple[list[str], set[str]]]:
+    """Groups of keys that share values, directly or by others, and their values."""
+    groups: list[tuple[list[str], set[str]]] = []
+    for key, names in values.items():
+        touching = [group for group in groups if group[1] & set(names)]
+        groups = [group for group in groups if group not in touching]
+        keys = [one for group in touching for one in group[0]]
+        groups.append(([*keys, key], set(names).union(*(group[1] for group in touching))))
+    return groups
 
 
 def _in_blocks(graph: Graph, target: Target, places: dict[str, Place]) -> dict[str, Place]:

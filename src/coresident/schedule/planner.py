@@ -15,9 +15,10 @@ from coresident.codegen import driver
 from coresident.codegen.builder import Function
 from coresident.codegen.compilation import Compilation
 from coresident.codegen.target import Target
+from coresident.codegen.types import F32
 from coresident.errors import Error, UnsupportedModel
 from coresident.graph.graph import Fact, Graph, Node
-from coresident.kernels import movement
+from coresident.kernels import movement, stripes
 from coresident.kernels.families import FAMILIES
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Address, Operand, Tensor
@@ -159,6 +160,23 @@ class Planner:
             self._copies[key] = copy
         return self._copies[key]
 
+    def is_striped(self, name: str) -> bool:
+        return name in self._places and self._places[name].layout.stripes > 0
+
+    def striped(self, name: str, halo: Sequence[tuple[int, int]]) -> Tensor:
+        if self.is_striped(name):
+            return self.tensor(name)
+        key = (name, ("striped", tuple(halo)))
+        if key not in self._copies:
+            source = self.tensor(name)
+            if source.layout.shape[-1] > 1 and source.layout.strides[-1] != 1:
+                source = self.contiguous(name)
+            layout = Layout.striped(source.shape, halo, self.target.lanes(F32))
+            copy = self.temporary(layout, source.dtype)
+            stripes.cut(self, source, copy, {"op": "Copy", "nodes": [name], "kernel": "copy to stripes"})
+            self._copies[key] = copy
+        return self._copies[key]
+
     def contiguous(self, name: str) -> Tensor:
         tensor = self.tensor(name)
         if tensor.layout.is_contiguous:
@@ -179,6 +197,9 @@ class Planner:
     def reader(self, name: str) -> Node | None:
         readers = self._readers.get(name, ())
         return readers[0] if len(readers) == 1 and name not in self.graph.outputs else None
+
+    def readers(self, name: str) -> Sequence[Node]:
+        return self._readers.get(name, ())
 
     def include(self, node: Node) -> None:
         self._included.add(node.outputs[0])

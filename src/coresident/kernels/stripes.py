@@ -1,0 +1,131 @@
+"""Rows of pixels cut into stripes (`Layout.striped`): what lies beside the stripes, and copies from and to
+rows as users have them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coresident.codegen.builder import Function, Value, kernel
+from coresident.codegen.types import F32
+from coresident.kernels.arguments import element_0, operand
+from coresident.kernels.geometry import FIRST, LAST
+from coresident.kernels.layout import Layout
+from coresident.kernels.lowering import Plan, Tensor
+from coresident.kernels.vectors import load_first, pieces, share, store_first, unravel
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The outer columns of rows that are written: the pixels beside the stripes, which their neighbours have.
+
+    Args:
+        row: elements of a row.
+        before, after: whether there is one before the first column, and one after the last.
+    """
+
+    row: int
+    before: bool
+    after: bool
+
+    @staticmethod
+    def of(layout: Layout, phases: int = 1) -> Columns | None:
+        """Those of a layout, None where it has none.
+
+        Args:
+            phases: of a row, of which the layout counts one (`transposed.coarse`).
+        """
+        before, after = layout.outer_columns
+        assert max(before, after) <= 1
+        if not before and not after:
+            return None
+        return Columns(layout.shape[-1] * phases, bool(before), bool(after))
+
+    def store(self, f: Function, ends: Value, parts: Sequence[tuple[Value, Sequence[Value]]]) -> None:
+        """Store them, given parts of some rows that begin and end at the same columns.
+
+        Args:
+            ends: of a row that the parts have (`Tiles.ends`).
+            parts: of each its address, and its columns.
+        """
+        if self.after:
+            with f.when((ends & FIRST).differs(0)):
+                for row, columns in parts:
+                    self._store_after(f, row, columns[0])
+        if self.before:
+            with f.when((ends & LAST).differs(0)):
+                for row, columns in parts:
+                    end = (len(columns) - 1) * columns[0].type.lanes
+                    self._store_before(f, f.offset(row, 4 * (end - self.row)), columns[-1])
+
+    def store_whole(self, f: Function, row: Value, first: Value, last: Value) -> None:
+        """Store them, given the address of a row and its first and last column."""
+        if self.after:
+            self._store_after(f, row, first)
+        if self.before:
+            self._store_before(f, f.offset(row, -first.type.bytes), last)
+
+    def _store_after(self, f: Function, row: Value, first: Value) -> None:
+        """After the last column: the first pixel of each stripe's next one."""
+        lanes, zero = first.type.lanes, f.constant(0, first.type)
+        f.store(f.shuffle(first, zero, range(1, lanes + 1)), row, self.row)
+
+    def _store_before(self, f: Function, place: Value, last: Value) -> None:
+        """Before the first column, at an address: the last pixel of each stripe's one before."""
+        lanes, zero = last.type.lanes, f.constant(0, last.type)
+        f.store(f.shuffle(zero, last, range(lanes - 1, 2 * lanes - 1)), place)
+
+
+def cut(plan: Plan, x: Tensor, y: Tensor, info: dict[str, Any]) -> None:
+    """Add a step that copies rows as users have them into striped ones, with their outer columns."""
+
+    def row(f: Function, here: Value, there: Value, count: int) -> None:
+        vector = F32.by(y.layout.stripes)
+
+        def column(i: Value | int) -> Value:
+            return load_first(f, vector, here, i, stride=count)
+
+        with f.loop(0, count) as i:
+            f.store(column(i), there, i * vector.lanes)
+        outer = Columns.of(y.layout)
+        if outer is not None:
+            outer.store_whole(f, there, column(0), column(count - 1))
+
+    _each_row(plan, x, y, "cut_into_stripes", info, row)
+
+
+def join(plan: Plan, x: Tensor, y: Tensor, info: dict[str, Any]) -> None:
+    """Add a step that copies striped rows into rows as users have them."""
+
+    def row(f: Function, here: Value, there: Value, count: int) -> None:
+        vector = F32.by(x.layout.stripes)
+        with f.loop(0, count) as i:
+            store_first(f, f.load(vector, here, i * vector.lanes), there, i, stride=count)
+
+    _each_row(plan, x, y, "join_stripes", info, row)
+
+
+def _each_row(
+    plan: Plan,
+    x: Tensor,
+    y: Tensor,
+    name: str,
+    info: dict[str, Any],
+    body: Callable[[Function, Value, Value, int], None],
+) -> None:
+    """A step that calls a body with the addresses of each row, and columns of one.
+
+    Rows have unit strides, or stripes.
+    """
+    lanes = max(x.layout.stripes, y.layout.stripes)
+    sizes = x.shape[:-1]
+    f = kernel(plan.target, name)
+    x_0, y_0 = element_0(f, 0, x), element_0(f, 1, y)
+    tasks = pieces(plan.threads, math.prod(sizes), 1.5 * x.layout.elements)
+    first, end = share(f, math.prod(sizes), tasks)
+    with f.loop(first, end) as index:
+        here, there = unravel(f, index, sizes, x.layout.strides[:-1], y.layout.strides[:-1])
+        body(f, f.offset(x_0, here, F32), f.offset(y_0, there, F32), x.shape[-1] // lanes)
+    plan.step(f, [operand(x), operand(y)], tasks, reads=[x], writes=[y], info=info)

@@ -1,0 +1,181 @@
+"""Rows cut into stripes: what lies between sparse convolutions of larger kernels.
+
+Hundreds with
+
+    python -m pytest -m slow tests/kernels/test_stripes.py
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from support import HOST, RUN_TARGETS, TARGETS, few, graph_of, run_graph
+
+from coresident.codegen.types import F32
+from coresident.graph.graph import Graph, Node
+from coresident.graph.operator import evaluate
+from coresident.kernels import sparse
+from coresident.passes.pipeline import optimise
+from coresident.schedule import layouts
+
+Array = np.ndarray[Any, Any]
+
+LANES = HOST.lanes(F32)
+
+
+@pytest.fixture
+def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No CPU and no share of zeros is a reason against stripes."""
+    monkeypatch.setattr(layouts, "STRIPED_LOADS", 0)
+    monkeypatch.setattr(sparse, "STRIPED_ZEROS", 0.05)
+
+
+class Drawing:
+    """A network drawn by a seed, of what can read and write striped rows: convolutions, residuals and
+    activations behind them, pools, transposed convolutions, concatenations; and sometimes of what can't."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        size = (
+            int(self.rng.choice([1, 4, 6, 8, 16, 30, 33])),
+            LANES * int(self.rng.choice([2, 3, 4, 6, 8, 12])),
+        )
+        shape = (int(self.rng.integers(1, 3)), int(self.rng.integers(1, 5)), *size)
+        self.feeds = {"x": self.rng.standard_normal(shape, dtype=np.float32)}
+        self.nodes: list[Node] = []
+        self.constants: dict[str, Array] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {"x": shape}
+        self.made: list[str] = []
+
+    def graph(self, steps: int) -> Graph:
+        self._convolve("x")
+        for _ in range(steps):
+            kinds = ["wide"] * 5 + ["residual"] * 2 + ["pool"] * 2 + ["up"] * 2 + ["concat"] * 2
+            getattr(self, f"_{self.rng.choice(kinds)}")()
+        if self.rng.random() < 0.1:
+            self._convolve(self.made[-1], strides=(2, 2))
+        else:
+            self._convolve(self.made[-1], outputs=int(self.rng.integers(1, 4)), kernel=(1, 1))
+        outputs = [self.made[-1]]
+        if self.rng.random() < 0.2:
+            outputs.append(str(self.rng.choice(self.made[:-1])))
+        return graph_of(self.nodes, self.feeds, outputs, self.constants)
+
+    def _add(self, op: str, inputs: tuple[str, ...], **attributes: Any) -> str:
+        name = f"v{len(self.nodes)}"
+        self.nodes.append(Node(op, inputs, (name,), attributes, name))
+        self.shapes[name] = graph_of(self.nodes, self.feeds, [name], self.constants).facts[name].sizes
+        self.made.append(name)
+        return name
+
+    def _weights(self, shape: tuple[int, ...], density: float) -> str:
+        w = self.rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        name = f"w{len(self.constants)}"
+        self.constants[name] = (w * (self.rng.random(shape) < density)).astype(np.float32)
+        return name
+
+    def _convolve(
+        self,
+        x: str,
+        outputs: int = 0,
+        kernel: tuple[int, int] = (3, 3),
+        strides: tuple[int, int] = (1, 1),
+    ) -> str:
+        outputs = outputs or int(self.rng.integers(5, 40))
+        dilations = (int(self.rng.integers(1, 3)), 1)
+        pads = tuple(k // 2 * d for k, d in zip(kernel, dilations))
+        density = float(self.rng.choice([0.05, 0.2, 0.5]))
+        w = self._weights((outputs, self.shapes[x][1], *kernel), density)
+        b = f"b{len(self.constants)}"
+        self.constants[b] = self.rng.standard_normal(outputs).astype(np.float32)
+        window = {"kernel_shape": kernel, "pads": (*pads, *pads), "dilations": dilations, "strides": strides}
+        return self._add("Conv", (x, w, b), **window)
+
+    def _recent(self) -> str:
+        return str(self.rng.choice(self.made[-3:]))
+
+    def _wide(self) -> None:
+        kernels = [(3, 3), (3, 3), (3, 3), (1, 1), (5, 1), (1, 3)]
+        y = self._convolve(self._recent(), kernel=kernels[self.rng.integers(len(kernels))])
+        if self.rng.random() < 0.6:
+            self._add(str(self.rng.choice(["Relu", "Sigmoid", "HardSwish"])), (y,))
+
+    def _residual(self) -> None:
+        x = self._recent()
+        y = self._convolve(self._convolve(x), self.shapes[x][1])
+        total = self._add("Add", (x, y) if self.rng.random() < 0.5 else (y, x))
+        if self.rng.random() < 0.6:
+            self._add("Relu", (total,))
+
+    def _pool(self) -> None:
+        x, kernel = self._recent(), tuple(map(int, self.rng.choice([1, 2, 2, 3], 2)))
+        if all(size % k == 0 for size, k in zip(self.shapes[x][2:], kernel)):
+            self._add(
+                str(self.rng.choice(["MaxPool", "AveragePool"])), (x,), kernel_shape=kernel, strides=kernel
+            )
+
+    def _up(self) -> None:
+        x = self._recent()
+        if self.shapes[x][3] < 16 * LANES:
+            down = int(self.rng.integers(1, 3))
+            w = self._weights((self.shapes[x][1], int(self.rng.integers(5, 20)), down, 2), 1.0)
+            self._add("ConvTranspose", (x, w), kernel_shape=(down, 2), strides=(down, 2))
+
+    def _concat(self) -> None:
+        x = self._recent()
+        self._add("Concat", (self._convolve(x), self._convolve(x)), axis=1)
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("seed", few(range(600), 24))
+def test_random_networks(seed: int) -> None:
+    drawing = Drawing(seed)
+    graph = drawing.graph(int(drawing.rng.integers(1, 7)))
+    wanted = evaluate(graph, dict(drawing.feeds))
+    target = RUN_TARGETS[TARGETS[seed % len(TARGETS)]]
+    results = run_graph(graph, drawing.feeds, target, threads=1 + seed % 3)
+    for name, got in zip(graph.outputs, results):
+        want = wanted[name]
+        scale = max(float(np.abs(want).max(initial=0)), 1e-30)
+        np.testing.assert_allclose(got, want, rtol=0, atol=3e-5 * scale, err_msg=f"seed {seed}, {name}")
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_most_drawn_networks_have_stripes() -> None:
+    """Else the test above says little."""
+    graphs = [optimise(Drawing(seed).graph(4)) for seed in range(60)]
+    striped = [layouts.striped_values(graph, HOST) for graph in graphs]
+    assert sum(map(bool, striped)) > 30
+
+
+def _pair(last: str) -> Graph:
+    """Two sparse convolutions, with a pool behind the first, and something that reads the second."""
+    rng = np.random.default_rng(0)
+    constants, nodes = {}, []
+    for x, shape in (("x", (8, 3)), ("a", (16, 8)), ("p", (8, 16))):
+        w = rng.standard_normal((*shape, 3, 3)) * (rng.random((*shape, 3, 3)) < 0.1)
+        constants[f"w{x}"] = w.astype(np.float32)
+        y = {"x": "a", "a": "b", "p": "c"}[x]
+        nodes.append(Node("Conv", (x, f"w{x}"), (y,), {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1)}, y))
+    nodes.insert(2, Node("MaxPool", ("b",), ("p",), {"kernel_shape": (2, 2), "strides": (2, 2)}, "p"))
+    constants["last"] = np.ones((2, 8, 1, 1), np.float32)
+    reads = ("c", "last") if last == "Conv" else ("c",)
+    nodes.append(Node(last, reads, ("y",), {}, "y"))
+    feeds = {"x": np.zeros((1, 3, 32, 64), np.float32)}
+    return graph_of(nodes, feeds, ["y"], constants)
+
+
+@pytest.mark.parametrize("loads", [0, 1 << 20])
+def test_stripes_are_taken_where_all_that_is_between_can(loads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values of many channels; what has few is copied. Nothing, where one value is read by what can't."""
+    monkeypatch.setattr(layouts, "STRIPED_LOADS", loads)
+    assert layouts.striped_values(_pair("Conv"), HOST) == (set() if loads else set("abpc"))
+    assert not layouts.striped_values(_pair("Softmax"), HOST)
+
+
+@pytest.mark.skipif(HOST.load_bits < layouts.STRIPED_LOADS, reason="no stripes here")
+def test_what_pays_is_striped_here() -> None:
+    assert layouts.assign(_pair("Conv"), HOST)["b"].layout.stripes == LANES
+    assert not any(place.layout.stripes for place in layouts.assign(_pair("Conv"), HOST, False).values())
