@@ -52,7 +52,7 @@ class Drawing:
     def graph(self, steps: int) -> Graph:
         self._convolve("x")
         for _ in range(steps):
-            kinds = ["wide"] * 5 + ["residual"] * 2 + ["pool"] * 2 + ["up"] * 2 + ["concat"] * 2
+            kinds = ["wide"] * 5 + ["residual", "pool", "down", "up", "concat"] * 2
             getattr(self, f"_{self.rng.choice(kinds)}")()
         if self.rng.random() < 0.1:
             self._convolve(self.made[-1], strides=(2, 2))
@@ -109,6 +109,12 @@ class Drawing:
         if self.rng.random() < 0.6:
             self._add("Relu", (total,))
 
+    def _down(self) -> None:
+        strides = (int(self.rng.integers(1, 3)), 2)
+        if all(size % stride == 0 for size, stride in zip(self.shapes[self.made[-1]][2:], strides)):
+            kernel = (3, 3) if self.rng.random() < 0.7 else (1, 1)
+            self._convolve(self.made[-1], kernel=kernel, strides=strides)
+
     def _pool(self) -> None:
         x, kernel = self._recent(), tuple(map(int, self.rng.choice([1, 2, 2, 3], 2)))
         if all(size % k == 0 for size, k in zip(self.shapes[x][2:], kernel)):
@@ -150,32 +156,39 @@ def test_most_drawn_networks_have_stripes() -> None:
     assert sum(map(bool, striped)) > 30
 
 
-def _pair(last: str) -> Graph:
-    """Two sparse convolutions, with a pool behind the first, and something that reads the second."""
+def _chain(last: str, between: str) -> Graph:
+    """Sparse convolutions, with a pool behind the second, something before the third and something at the
+    end."""
     rng = np.random.default_rng(0)
     constants, nodes = {}, []
-    for x, shape in (("x", (8, 3)), ("a", (16, 8)), ("p", (8, 16))):
+    for x, shape, y in (("x", (8, 3), "a"), ("a", (16, 8), "b"), ("q", (8, 16), "c")):
         w = rng.standard_normal((*shape, 3, 3)) * (rng.random((*shape, 3, 3)) < 0.1)
         constants[f"w{x}"] = w.astype(np.float32)
-        y = {"x": "a", "a": "b", "p": "c"}[x]
         nodes.append(Node("Conv", (x, f"w{x}"), (y,), {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1)}, y))
-    nodes.insert(2, Node("MaxPool", ("b",), ("p",), {"kernel_shape": (2, 2), "strides": (2, 2)}, "p"))
+    window = {"kernel_shape": (2, 2), "strides": (2, 2)}
+    nodes[2:2] = [Node("MaxPool", ("b",), ("p",), window, "p"), Node(between, ("p",), ("q",), {}, "q")]
     constants["last"] = np.ones((2, 8, 1, 1), np.float32)
-    reads = ("c", "last") if last == "Conv" else ("c",)
-    nodes.append(Node(last, reads, ("y",), {}, "y"))
-    feeds = {"x": np.zeros((1, 3, 32, 64), np.float32)}
-    return graph_of(nodes, feeds, ["y"], constants)
+    nodes.append(Node(last, ("c", "last") if last == "Conv" else ("c",), ("y",), {}, "y"))
+    return graph_of(nodes, {"x": np.zeros((1, 3, 32, 64), np.float32)}, ["y"], constants)
 
 
-@pytest.mark.parametrize("loads", [0, 1 << 20])
-def test_stripes_are_taken_where_all_that_is_between_can(loads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values of many channels; what has few is copied. Nothing, where one value is read by what can't."""
-    monkeypatch.setattr(layouts, "STRIPED_LOADS", loads)
-    assert layouts.striped_values(_pair("Conv"), HOST) == (set() if loads else set("abpc"))
-    assert not layouts.striped_values(_pair("Softmax"), HOST)
+@pytest.mark.parametrize(
+    ("last", "between", "striped"),
+    [("Conv", "Relu", ""), ("Conv", "Identity", "abpc"), ("Softmax", "Identity", "abp")],
+)
+def test_stripes_are_taken_where_all_that_is_between_can(
+    last: str, between: str, striped: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can't is copied to, or from, if that is little."""
+    monkeypatch.setattr(layouts, "STRIPED_LOADS", 0)
+    graph = _chain(last, between)
+    assert layouts.striped_values(optimise(graph) if between == "Identity" else graph, HOST) == set(striped)
+    monkeypatch.setattr(layouts, "MOST_COPIED", 1e-3)
+    assert not layouts.striped_values(graph, HOST)
 
 
 @pytest.mark.skipif(HOST.load_bits < layouts.STRIPED_LOADS, reason="no stripes here")
 def test_what_pays_is_striped_here() -> None:
-    assert layouts.assign(_pair("Conv"), HOST)["b"].layout.stripes == LANES
-    assert not any(place.layout.stripes for place in layouts.assign(_pair("Conv"), HOST, False).values())
+    graph = optimise(_chain("Conv", "Identity"))
+    assert layouts.assign(graph, HOST)["b"].layout.stripes == LANES
+    assert not any(place.layout.stripes for place in layouts.assign(graph, HOST, False).values())

@@ -38,6 +38,7 @@ def constant_weights(node: Node, plan: Plan) -> tuple[np.ndarray[Any, Any], np.n
     flat=True,
     blocks=sparse.gains_in_blocks,
     stripes=sparse.gains_in_stripes,
+    copies=lambda node: (node.inputs[0], node.outputs[0]),
 )
 def convolution(node: Node, plan: Plan) -> None:
     """Conv (ONNX 22), with the epilogue that fusion attached."""

@@ -18,7 +18,6 @@ from coresident.kernels import (
     panel_code,
     sparse,
     sparse_code,
-    stripes,
     winograd,
     winograd_code,
 )
@@ -26,9 +25,9 @@ from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import Geometry
 from coresident.kernels.head import Head
-from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.striped_pooling import StripedPool
+from coresident.kernels.stripes import joined, striped_target
 
 
 def describe(
@@ -51,9 +50,6 @@ def describe(
 
 Emit = Callable[..., None]
 
-COPY_BACK = {"op": "Copy", "kernel": "copy from stripes"}
-"""What `analyze` shows of the copy of striped rows to an output."""
-
 
 def _dense(
     plan: Plan, g: Geometry, shape: Shape, out: Tensor, epilogue: Epilogue
@@ -62,8 +58,9 @@ def _dense(
     if g.step == 1:
         pixels = dense.choose(plan, g, shape, out, epilogue)
         yield pixels.cycles, partial(dense_code.emit, plan, g, shape, pixels)
-        if g.is_striped:
-            return
+    if g.is_striped:
+        return
+    if g.step == 1:
         tiles = winograd.choose(plan, g, shape, out, epilogue)
         if tiles is not None:
             yield tiles.cycles, partial(winograd_code.emit, plan, g, shape, tiles)
@@ -94,9 +91,9 @@ def emit(
         barrier: False if the next step does not depend on it.
         pool: behind it, which is included where the kernel that is fastest can do both.
     """
-    target = _striped(plan, ways, out)
+    target = striped_target(plan, ways[0].source, out)
     best = _best(plan, ways, shape, weights, target, epilogue, info)
-    assert best is not None, "pixels lie in blocks where no kernel reads them"
+    assert best is not None, "no kernel reads pixels that lie so"
     best.geometry.prepare()
     barrier = barrier or target is not out
     if pool is not None and best.sparse is not None and pool.pooled(best.sparse.tiles, target) is not None:
@@ -108,8 +105,7 @@ def emit(
         )
     else:
         best.emit(weights, bias, target, epilogue, info, barrier)
-    if target is not out:
-        stripes.join(plan, target, out, COPY_BACK)
+    joined(plan, target, out)
 
 
 def emit_with_head(
@@ -127,7 +123,7 @@ def emit_with_head(
         ways, shape, weights, bias, info: of the convolution, as `emit` takes them.
     """
     out, epilogue = plan.tensor(head.node.outputs[0]), Epilogue.of(head.node, plan, 3)
-    target = _striped(plan, ways, out)
+    target = striped_target(plan, ways[0].source, out)
     best = _best(plan, ways, shape, weights, target, epilogue, {**info, "why": []})
     if best is None or best.sparse is None:
         return False
@@ -146,18 +142,8 @@ def emit_with_head(
         "epilogue": ", ".join(part for part in (head.inner.name, "1x1 Conv", epilogue.name) if part),
     }
     best.emit(weights, bias, target, epilogue, {**info, **both}, head=head)
-    if target is not out:
-        stripes.join(plan, target, out, COPY_BACK)
+    joined(plan, target, out)
     return True
-
-
-def _striped(plan: Plan, ways: Sequence[Geometry], out: Tensor) -> Tensor:
-    """What kernels are to write: striped rows, to be copied to the output, where they read such alone."""
-    if not ways[0].is_striped or out.layout.stripes:
-        return out
-    none = ((0, 0),) * (len(out.shape) - 2)
-    layout = Layout.striped(out.shape, none, ways[0].source.layout.stripes)
-    return plan.temporary(layout, out.dtype)
 
 
 @dataclass(frozen=True)
@@ -189,7 +175,7 @@ def _best(
     """What should be fastest; `info` gets the reason if many zeros are multiplied all the same.
 
     Returns:
-        None where pixels lie in blocks, and what code would write does not lie as that needs.
+        None where only streams or code could read what lies so, and what they would write does not suit them.
     """
     skips = plan.sparse and np.count_nonzero(weights) < weights.size
     blocked = any(sparse.in_blocks(g, out, epilogue) for g in ways)
@@ -203,7 +189,7 @@ def _best(
         if choice is not None:
             code = partial(sparse_code.emit, plan, g, shape, choice)
             skipping.append(_Way(copy + choice.cycles, g, code, choice))
-    if blocked:
+    if not without:
         return min(skipping, key=_cycles, default=None)
     best = min(without, key=_cycles)
     if skipping:

@@ -124,7 +124,8 @@ def ways(node: Node, plan: Plan) -> list[Geometry]:
     """How a convolution may read its input: in place, with the stride between pixels; or, where it has
     strides, from a copy split by phase, with unit stride."""
     w = window(node, plan.graph)
-    if all(s == 1 for s in w.strides):
+    # Columns of striped rows are read in place, whole ones with any stride.
+    if all(s == 1 for s in w.strides) or _is_striped(node, plan):
         return [in_place(node, plan)]
     if plan.tensor(node.inputs[0]).layout.block:
         return [_subsampled(node, plan, w)]
@@ -132,11 +133,16 @@ def ways(node: Node, plan: Plan) -> list[Geometry]:
     return [*([in_place(node, plan)] if direct else []), by_phase(node, plan)]
 
 
+def _is_striped(node: Node, plan: Plan) -> bool:
+    """Whether a convolution works on striped rows: then its other operands are copied, if they are not."""
+    return any(map(plan.is_striped, (node.inputs[0], *node.inputs[3:], node.outputs[0])))
+
+
 def in_place(node: Node, plan: Plan) -> Geometry:
     """Read the planes themselves; they are copied only if they do not lie so."""
     w = window(node, plan.graph)
     around = halo(node, plan.graph)
-    x = (plan.striped if plan.is_striped(node.outputs[0]) else plan.planar)(node.inputs[0], around)
+    x = (plan.striped if _is_striped(node, plan) else plan.planar)(node.inputs[0], around)
     strides = x.layout.strides[2:]
     # The next pixel of a stripe is a column further on.
     pixels = (*strides[:-1], max(x.layout.stripes, 1) * strides[-1])
@@ -411,8 +417,12 @@ def segments(g: Geometry, width: int, below: int = 1) -> list[tuple[int, int]]:
     """(start, end) of what a run of `width` pixels reads of one input channel, in elements from its first
     pixel; or so many runs below each other."""
     merged: list[tuple[int, int]] = []
-    rows = [row * g.strides[-2] for row in range(below)] if below > 1 else [0]
-    for tap in sorted({tap + row for tap in g.taps for row in rows}):
+    places = [row * g.strides[-2] for row in range(below)] if below > 1 else [0]
+    if g.is_striped and g.step > 1:
+        lanes = g.source.layout.stripes
+        places = [row + at * g.step for row in places for at in range(0, width, lanes)]
+        width = lanes
+    for tap in sorted({tap + place for tap in g.taps for place in places}):
         if merged and tap <= merged[-1][1]:
             merged[-1] = (merged[-1][0], max(merged[-1][1], tap + width))
         else:

@@ -193,6 +193,8 @@ class Family:
         stripes: whether a node whose zeros are skipped is faster where rows are cut into stripes
             (`Layout.striped`) in all that it reads and writes, False if it is no slower; None, or None as the
             answer, where it can't read such.
+        copies: of what a node reads and writes with striped rows, the values that it can copy from others or
+            to them.
     """
 
     lower: Lowering
@@ -201,6 +203,7 @@ class Family:
     fill: Fill | None = None
     blocks: Blocks | None = None
     stripes: Stripes | None = None
+    copies: Callable[[Node], Sequence[str]] = lambda node: ()
 
 
 FAMILIES: dict[str, Family] = {}
@@ -213,13 +216,14 @@ def lowers(
     fill: Fill | None = None,
     blocks: Blocks | None = None,
     stripes: Stripes | None = None,
+    copies: Callable[[Node], Sequence[str]] = lambda node: (),
 ) -> Callable[[Lowering], Lowering]:
     """Enter a lowering in the table for these operators."""
 
     def enter(function: Lowering) -> Lowering:
         for op in ops:
             assert op not in FAMILIES, f"two lowerings for {op}"
-            FAMILIES[op] = Family(function, halo, flat, fill, blocks, stripes)
+            FAMILIES[op] = Family(function, halo, flat, fill, blocks, stripes, copies)
         return function
 
     return enter

@@ -27,6 +27,7 @@ from coresident.kernels.indexed_pooling import max_indices
 from coresident.kernels.lowering import Plan, Tensor, lowers
 from coresident.kernels.reduction import REDUCTIONS, larger, reduce
 from coresident.kernels.striped_pooling import StripedPool, pool_stripes
+from coresident.kernels.stripes import joined, striped_target
 from coresident.kernels.vectors import load_first, pieces, share, store_first, unravel
 
 Array = np.ndarray[Any, Any]
@@ -145,7 +146,7 @@ def striped_behind(node: Node, plan: Plan) -> StripedPool | None:
     return None
 
 
-@lowers("MaxPool", "AveragePool", "LpPool", stripes=_gains_in_stripes)
+@lowers("MaxPool", "AveragePool", "LpPool", stripes=_gains_in_stripes, copies=lambda node: (node.outputs[0],))
 def pool(node: Node, plan: Plan) -> None:
     if len(node.outputs) > 1 and node.outputs[1]:
         max_indices(node, plan)
@@ -157,7 +158,11 @@ def pool(node: Node, plan: Plan) -> None:
     x = plan.planar(node.inputs[0]) if lies_in_planes else plan.contiguous(node.inputs[0])
     p = _pool(node, plan, Conversion.of(node, source.dtype).computed)
     if x.layout.stripes:
-        pool_stripes(plan, x, StripedPool(node, y, p.window, p.prepare, p.combine, p.finish), {"op": node.op})
+        made = striped_target(plan, x, y)
+        pool_stripes(
+            plan, x, StripedPool(node, made, p.window, p.prepare, p.combine, p.finish), {"op": node.op}
+        )
+        joined(plan, made, y)
         return
     f = kernel(plan.target, node.op.lower())
     rows = math.prod(y.shape[:-1])

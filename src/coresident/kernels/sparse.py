@@ -121,10 +121,10 @@ def gains_in_stripes(node: Node, graph: Graph) -> bool | None:
         return None
     w, around = window(node, graph), halo(node, graph)
     before, after = (graph.facts[name].sizes[2:] for name in (node.inputs[0], node.outputs[0]))
-    if any(s != 1 for s in w.strides) or before != after or max(around[-1]) > 1:
+    if before[-1] != after[-1] * w.strides[-1] or w.strides[-1] > 2 or max(around[-1]) > 1:
         return None
     zeros = 1 - int(np.count_nonzero(weights)) / max(weights.size, 1)
-    if min(weights.shape[:2]) <= FEW_CHANNELS:
+    if min(weights.shape[:2]) <= FEW_CHANNELS and w.strides[-1] == 1:
         return False
     return None if zeros < STRIPED_ZEROS else math.prod(w.kernel) > 1
 
@@ -404,7 +404,7 @@ def _rectangles(
     they lie."""
     lanes, extras = plan.target.lanes(F32), [t.layout for t in epilogue.tensors]
     most, (height, width) = plan.target.registers - 2, out.shape[-2:]
-    for across, below in itertools.product(range(1, width // lanes + 1), range(2, height + 1)):
+    for across, below in itertools.product(range(1, width // lanes + 1), range(1, height + 1)):
         if across * below > most or across > 2 * below:
             continue
         cutting = rectangles(g.strides, out.layout, extras, lanes, across, below)

@@ -63,9 +63,9 @@ class Loops(ABC):
         if packing is not None:
             return packing.segments.reads[vector]
         if tiles.below == 1:
-            return vector * self._apart
+            return vector * self._apart * self.g.step
         row, column = divmod(vector, tiles.vectors // tiles.below)
-        return row * tiles.rows[0] + column * self._apart
+        return row * tiles.rows[0] + column * self._apart * self.g.step
 
     def tile(self, here: Here) -> None:
         """All steps of a tile."""

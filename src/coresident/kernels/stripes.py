@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from coresident.codegen.builder import Function, Value, kernel
-from coresident.codegen.types import F32
+from coresident.codegen.types import F32, I64
 from coresident.kernels.arguments import element_0, operand
 from coresident.kernels.geometry import FIRST, LAST
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Plan, Tensor
-from coresident.kernels.vectors import load_first, pieces, share, store_first, unravel
+from coresident.kernels.vectors import load_first, pieces, share, store_first, transpose, unravel
 
 
 @dataclass(frozen=True)
@@ -79,32 +79,63 @@ class Columns:
 
 
 def cut(plan: Plan, x: Tensor, y: Tensor, info: dict[str, Any]) -> None:
-    """Add a step that copies rows as users have them into striped ones, with their outer columns."""
+    """Add a step that copies rows of unit stride into striped ones, with their outer columns."""
 
-    def row(f: Function, here: Value, there: Value, count: int) -> None:
-        vector = F32.by(y.layout.stripes)
+    def row(f: Function, here: Value, there: Value, columns: int) -> None:
+        lanes = y.layout.stripes
+        vector, outer = F32.by(lanes), Columns.of(y.layout)
 
-        def column(i: Value | int) -> Value:
-            return load_first(f, vector, here, i, stride=count)
+        def some(first: Value, count: int) -> None:
+            stripes = [load_first(f, vector, here, first + lane * columns, count) for lane in range(lanes)]
+            for i, column in enumerate(transpose(f, stripes)[:count]):
+                f.store(column, there, (first + i) * lanes)
 
-        with f.loop(0, count) as i:
-            f.store(column(i), there, i * vector.lanes)
-        outer = Columns.of(y.layout)
+        _each_square(f, columns, lanes, some)
         if outer is not None:
-            outer.store_whole(f, there, column(0), column(count - 1))
+            outer.store_whole(f, there, f.load(vector, there), f.load(vector, there, (columns - 1) * lanes))
 
     _each_row(plan, x, y, "cut_into_stripes", info, row)
 
 
 def join(plan: Plan, x: Tensor, y: Tensor, info: dict[str, Any]) -> None:
-    """Add a step that copies striped rows into rows as users have them."""
+    """Add a step that copies striped rows into rows of unit stride."""
 
-    def row(f: Function, here: Value, there: Value, count: int) -> None:
-        vector = F32.by(x.layout.stripes)
-        with f.loop(0, count) as i:
-            store_first(f, f.load(vector, here, i * vector.lanes), there, i, stride=count)
+    def row(f: Function, here: Value, there: Value, columns: int) -> None:
+        lanes = x.layout.stripes
+        vector = F32.by(lanes)
+
+        def some(first: Value, count: int) -> None:
+            held = [f.load(vector, here, (first + i) * lanes) for i in range(count)]
+            for lane, stripe in enumerate(transpose(f, [*held, *[held[-1]] * (lanes - count)])):
+                store_first(f, stripe, there, first + lane * columns, count)
+
+        _each_square(f, columns, lanes, some)
 
     _each_row(plan, x, y, "join_stripes", info, row)
+
+
+def striped_target(plan: Plan, x: Tensor, y: Tensor) -> Tensor:
+    """What a kernel is to write that reads striped rows: its output, or such rows that are `joined` to it."""
+    if not x.layout.stripes or y.layout.stripes:
+        return y
+    none = ((0, 0),) * (len(y.shape) - 2)
+    return plan.temporary(Layout.striped(y.shape, none, x.layout.stripes), y.dtype)
+
+
+def joined(plan: Plan, made: Tensor, y: Tensor) -> None:
+    """Copy what was made (`striped_target`) to an output, if it is not that."""
+    if made is not y:
+        join(plan, made, y, {"op": "Copy", "kernel": "copy from stripes"})
+
+
+def _each_square(f: Function, columns: int, lanes: int, body: Callable[[Value, int], None]) -> None:
+    """Call a body with the first of as many columns as a vector has lanes, or fewer, and their number."""
+    whole = columns // lanes * lanes
+    if whole:
+        with f.loop(0, whole, lanes) as first:
+            body(first, lanes)
+    if columns > whole:
+        body(f.constant(whole, I64), columns - whole)
 
 
 def _each_row(
@@ -123,7 +154,7 @@ def _each_row(
     sizes = x.shape[:-1]
     f = kernel(plan.target, name)
     x_0, y_0 = element_0(f, 0, x), element_0(f, 1, y)
-    tasks = pieces(plan.threads, math.prod(sizes), 1.5 * x.layout.elements)
+    tasks = pieces(plan.threads, math.prod(sizes), 0.3 * x.layout.elements)
     first, end = share(f, math.prod(sizes), tasks)
     with f.loop(first, end) as index:
         here, there = unravel(f, index, sizes, x.layout.strides[:-1], y.layout.strides[:-1])

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,8 +44,9 @@ LONG_ROWS = 256
 lie in two cache lines (layers of a sparse U-Net at 512 x 512 became 1.02 to 1.16 times as fast), and runs of
 pixels that cross row ends become a twentieth longer at most."""
 
-FEW_CHANNELS = 4
-"""Of a value that is copied to stripes or from them beside convolutions that have many."""
+MOST_COPIED = 0.25
+"""Of the elements that convolutions which gain by striped rows read and write: what may be copied to and from
+such. A copy takes as long as a few of them gain."""
 
 STRIPED_LOADS = 512
 """Bits that a core loads at once where rows are striped. Of vectors that are loaded in halves fewer cross a
@@ -213,21 +214,22 @@ def assign(graph: Graph, target: Target, sparse: bool = True) -> dict[str, Place
 
 
 def striped_values(graph: Graph, target: Target) -> frozenset[str]:
-    """The values whose rows are cut into stripes, where zeros are skipped: all that a node reads and writes,
-    or nothing of it. What has few channels may be left out by convolutions, which copy it.
+    """The values whose rows are cut into stripes, where zeros are skipped.
+
+    A node reads and writes striped rows alone, but what has to be copied at the ends of such a part of the
+    network (`Family.copies`), if that is little beside what gains.
     """
     lanes = target.lanes(F32)
     if target.load_bits < STRIPED_LOADS:
         return frozenset()
-    needs = planar_values(graph)
     fixed = {*graph.inputs, *graph.outputs, *graph.initializers}
-    owner = _concatenations(graph, needs, fixed)
+    owner = _concatenations(graph, planar_values(graph), fixed)
 
-    def fits(name: str) -> bool:
+    def divides(name: str) -> bool:
         fact = graph.fact(name)
         if fact is None or fact.dtype != np.float32 or len(fact.shape) != 4 or 0 in fact.sizes:
             return False
-        return fact.sizes[-1] % lanes == 0 and fact.sizes[-1] >= 2 * lanes
+        return fact.sizes[-1] % lanes == 0
 
     values = {
         node.outputs[0]: [n for n in (*node.inputs, *node.outputs) if n and graph.constant(n) is None]
@@ -237,24 +239,46 @@ def striped_values(graph: Graph, target: Target) -> frozenset[str]:
     for node in graph.nodes:
         name, family = node.outputs[0], FAMILIES.get(node.op)
         parts = node.op != "Concat" or all(owner.get(n, ("",))[0] == name for n in node.inputs)
-        able = family is not None and family.stripes is not None and parts and all(map(fits, values[name]))
+        able = family is not None and parts and all(map(divides, values[name]))
         gains[name] = family.stripes(node, graph) if able and family and family.stripes else None
-    # Where few channels are read by convolutions alone, or written by one.
-    tight = {n for n in needs if graph.facts[n].sizes[1] > FEW_CHANNELS}
-    for node in graph.nodes:
-        if gains[node.outputs[0]] is not None:
-            copied = (node.inputs[0], node.outputs[0]) if node.op == "Conv" else ()
-            tight |= {name for name in values[node.outputs[0]] if name not in copied}
-    groups = _connected({key: [name for name in names if name in tight] for key, names in values.items()})
+    wide = {name for names in values.values() for name in names if divides(name)} - fixed
+    striped = {name for name in wide if graph.facts[name].sizes[-1] >= 2 * lanes}
+    before = -1
+    while len(striped) != before:
+        before = len(striped)
+        for node in graph.nodes:
+            names, family = values[node.outputs[0]], FAMILIES.get(node.op)
+            copied = {name for name in names if name not in striped}
+            may = family.copies(node) if family is not None else ()
+            if gains[node.outputs[0]] is None or not copied <= set(may):
+                striped.difference_update(names)
     return frozenset(
         name
-        for nodes, names in groups
-        if None not in (found := [gains[node] for node in nodes]) and any(found) and not names & fixed
+        for nodes, names in _connected({key: striped.intersection(some) for key, some in values.items()})
+        if _pays(graph, nodes, names, values, gains)
         for name in names
     )
 
 
-def _connected(values: Mapping[str, Sequence[str]]) -> list[tuple[list[str], set[str]]]:
+def _pays(
+    graph: Graph,
+    nodes: Sequence[str],
+    striped: set[str],
+    values: Mapping[str, Sequence[str]],
+    gains: Mapping[str, bool | None],
+) -> bool:
+    """Whether what nodes gain by striped values is more than the copies of the others take."""
+
+    def size(names: Iterable[str]) -> int:
+        return sum(math.prod(graph.facts[name].sizes) for name in names)
+
+    if not striped:
+        return False
+    copied = {name for node in nodes for name in values[node] if name not in striped}
+    return MOST_COPIED * size(name for node in nodes if gains[node] for name in values[node]) >= size(copied)
+
+
+def _connected(values: Mapping[str, Iterable[str]]) -> list[tuple[list[str], set[str]]]:
     """Groups of keys that share values, directly or by others, and their values."""
     groups: list[tuple[list[str], set[str]]] = []
     for key, names in values.items():
