@@ -52,7 +52,7 @@ class Drawing:
     def graph(self, steps: int) -> Graph:
         self._convolve("x")
         for _ in range(steps):
-            kinds = ["wide"] * 5 + ["residual", "pool", "down", "up", "concat"] * 2
+            kinds = ["wide"] * 5 + ["residual", "pool", "down", "up", "resize", "concat"] * 2
             getattr(self, f"_{self.rng.choice(kinds)}")()
         if self.rng.random() < 0.1:
             self._convolve(self.made[-1], strides=(2, 2))
@@ -128,6 +128,17 @@ class Drawing:
             down = int(self.rng.integers(1, 3))
             w = self._weights((self.shapes[x][1], int(self.rng.integers(5, 20)), down, 2), 1.0)
             self._add("ConvTranspose", (x, w), kernel_shape=(down, 2), strides=(down, 2))
+
+    def _resize(self) -> None:
+        x = self._recent()
+        if self.shapes[x][3] < 16 * LANES:
+            scales = np.float32([1, 1, self.rng.choice([1, 2, 3]), self.rng.choice([1, 2, 2, 4])])
+            name = f"s{len(self.constants)}"
+            self.constants[name] = scales
+            mode = str(self.rng.choice(["nearest", "linear"]))
+            corners = "asymmetric" if mode == "nearest" else "half_pixel"
+            how = {"mode": mode, "coordinate_transformation_mode": corners, "nearest_mode": "floor"}
+            self._add("Resize", (x, "", name), **how)
 
     def _concat(self) -> None:
         x = self._recent()

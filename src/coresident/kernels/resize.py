@@ -18,19 +18,47 @@ import numpy as np
 from coresident.codegen.builder import I64, Function, Value, kernel, word
 from coresident.codegen.types import I32, Type, of_dtype
 from coresident.errors import UnsupportedModel
-from coresident.graph.graph import Node
+from coresident.graph.graph import Graph, Node
 from coresident.graph.operators.resize import AxisResize, resize_axes
 from coresident.kernels.arguments import element_0, operand
 from coresident.kernels.conversion import Conversion
 from coresident.kernels.lowering import Operand, Plan, Tensor, lowers
+from coresident.kernels.striped_resize import Taps, resize_stripes
 from coresident.kernels.vectors import load_first, pieces, share, store_first, unravel
 
 Array = np.ndarray[Any, Any]
 
 
-@lowers("Resize")
+def _gains_in_stripes(node: Node, graph: Graph) -> bool | None:
+    """Whether striped rows suit a resize (`Family.stripes`): where they grow by a whole factor, and columns
+    are made of those next to them."""
+    return None if _striped(node, graph) is None else False
+
+
+def _striped(node: Node, graph: Graph) -> tuple[AxisResize | None, Taps] | None:
+    """How rows and columns of pictures are resized, where striped rows suit that."""
+    shape, operands = graph.facts[node.inputs[0]].sizes, [graph.constant(node.input(i)) for i in (1, 2, 3)]
+    if any(node.input(i) and operand is None for i, operand in zip((1, 2, 3), operands)):
+        return None
+    axes = {axis.axis: axis for axis in resize_axes(node, shape, operands)}
+    if not axes.keys() <= {2, 3} or any(axis.outside.any() for axis in axes.values()):
+        return None
+    if 3 not in axes:
+        return axes.get(2), (((0, 1.0),),)
+    periodic = Periodic.of(axes[3], shape[3])
+    return None if periodic is None or periodic.reach > 1 else (axes.get(2), periodic.taps)
+
+
+@lowers("Resize", stripes=_gains_in_stripes, copies=lambda node: (node.inputs[0],))
 def resize(node: Node, plan: Plan) -> None:
-    source, y = plan.tensor(node.inputs[0]), plan.tensor(node.outputs[0])
+    y = plan.tensor(node.outputs[0])
+    if y.layout.stripes:
+        how = _striped(node, plan.graph)
+        assert how is not None
+        x = plan.striped(node.inputs[0], ((0, 0), (0, 0)))
+        resize_stripes(plan, x, y, *how, {"op": node.op, "tile": node.get("mode", "nearest")})
+        return
+    source = plan.tensor(node.inputs[0])
     nearest = node.get("mode", "nearest") == "nearest"
     conversion = Conversion.of(node, source.dtype)
     if source.dtype == np.float16 or (not nearest and conversion.computed.kind != "f"):

@@ -77,7 +77,7 @@ def transposed(node: Node, plan: Plan) -> None:
     phases = list(itertools.product(*map(range, w.strides)))
     sizes = tuple(-(-o // s) for o, s in zip(spatial, w.strides))
     halo = reach_of(w, sizes, x_spatial)
-    x = (plan.striped if plan.is_striped(node.outputs[0]) else plan.planar)(node.inputs[0], halo)
+    x = (plan.striped if out.layout.stripes else plan.planar)(node.inputs[0], halo)
     split = weights.reshape(groups, inputs, per_group, *weights.shape[2:]).swapaxes(1, 2)
     full_bias = np.zeros(groups * per_group, np.float32) if bias is None else bias
     if is_pixel_shuffle(w, spatial, x_spatial):
