@@ -146,7 +146,7 @@ class Drawing:
 
 
 @pytest.mark.usefixtures("anywhere")
-@pytest.mark.parametrize("seed", few(range(600), 24))
+@pytest.mark.parametrize("seed", few(range(600), 16))
 def test_random_networks(seed: int) -> None:
     drawing = Drawing(seed)
     graph = drawing.graph(int(drawing.rng.integers(1, 7)))

@@ -1,4 +1,4 @@
-"""Lines that L2 is asked for, a few at a time, while rows of weights pass over a tile.
+"""Lines that a cache is asked for, a few at a time, while rows of weights pass over a tile.
 
 Tiles are short pieces of many planes, so that no hardware prefetcher sees what comes next. But a core waits
 for so many lines at a time, and whatever loads behind more stands still: asked for channel by channel, 36
@@ -99,6 +99,7 @@ class Asking:
         table: address of `Shares.lines`.
         stride: bytes from a channel to the next.
         itemsize: bytes of an element.
+        near: whether L1 is asked rather than L2.
     """
 
     function: Function
@@ -106,6 +107,7 @@ class Asking:
     table: Value
     stride: int
     itemsize: int
+    near: bool = False
 
     def ask(self, planes: Value, row: Value, channels: Value | int) -> None:
         """Ask for a row's share, or for the last one, rather than branch, where there are fewer.
@@ -122,4 +124,5 @@ class Asking:
         first = f.offset(planes, share / shares.parts * (shares.channels * self.stride))
         lines = f.offset(self.table, share % shares.parts * each, I32)
         with f.loop(0, each) as i:
-            f.prefetch(first, f.convert(f.load(I32, lines, i), I64) * self.itemsize, near=False)
+            place = f.convert(f.load(I32, lines, i), I64) * self.itemsize
+            f.prefetch(first, place, near=self.near)

@@ -24,9 +24,14 @@ from coresident.kernels.lowering import Plan, Tensor
 GROUPS = (2, 3, 4, 6, 8)
 """How many output channels may be packed side by side, to be computed together."""
 
+STRIPED_L1 = 4 / 3
+"""Of the part of L1 that a tile's activations may fill: those of striped rows, of which no line is read in
+part (transposed convolutions of a U-Net are 1.01-1.07 times as fast so on Zen 5)."""
+
 SHORTER = 0.02
-"""Of the time, what tiles take longer that take turns with shorter ones, by the share of these: transposed
-convolutions of a U-Net are up to 1.08 times as fast on Zen 5 where tiles of fewer vectors fill the rows."""
+"""Of the time, what tiles of striped rows take longer that take turns with shorter ones, by the share of
+these: transposed convolutions of a U-Net are up to 1.08 times as fast on Zen 5 where tiles of fewer vectors
+fill the rows. (Runs across rows have few shorter ones.)"""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ def choose(
     lanes = plan.target.lanes(F32)
     extras = [t.layout for t in epilogue.tensors]
     registers = plan.target.registers
+    l1_bytes = machine.dense_l1_bytes * (STRIPED_L1 if g.is_striped else 1.0)
     # Of 32 registers LLVM uses some to load early, and spills sums for them: slow, since the stack is not
     # aligned to vectors.
     spare = 2 if registers > 16 else 0
@@ -80,11 +86,11 @@ def choose(
                 continue
             reach = 4 * footprint(g, vectors * lanes)
             sizes = block_sizes(shape.inputs)
-            block = next((size for size in sizes if size * reach <= machine.dense_l1_bytes), sizes[-1])
+            block = next((size for size in sizes if size * reach <= l1_bytes), sizes[-1])
             block = min(shape.inputs, max(block, 16))
             blocks = -(-shape.inputs // block)
             depth = shape.inputs * shape.taps / blocks
-            resident = block * reach <= machine.dense_l1_bytes
+            resident = block * reach <= l1_bytes
             unaligned = not (flat or g.is_striped) or any(tap % lanes for tap in g.taps)
             weights = 4 * shape.outputs * shape.inputs * shape.taps
             for group in sorted({min(size, shape.outputs) for size in GROUPS}):
@@ -98,7 +104,7 @@ def choose(
                 total = blocks * (cutting.full * cycles + (cutting.count - cutting.full) * rest_cycles)
                 if weights > machine.cache:
                     total = max(total, cutting.count * weights / machine.l3_bytes)
-                if cutting.mixed:
+                if cutting.mixed and g.is_striped:
                     total *= 1 + SHORTER * (1 - cutting.full / cutting.count)
                 total *= shape.batch * shape.groups
                 # Equal otherwise: the larger group is read as fewer streams.

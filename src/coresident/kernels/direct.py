@@ -23,7 +23,7 @@ from coresident.kernels import (
 )
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
-from coresident.kernels.geometry import Geometry
+from coresident.kernels.geometry import Geometry, Tiles
 from coresident.kernels.head import Head
 from coresident.kernels.lowering import Plan, Tensor
 from coresident.kernels.striped_pooling import StripedPool
@@ -92,11 +92,17 @@ def emit(
         pool: behind it, which is included where the kernel that is fastest can do both.
     """
     target = striped_target(plan, ways[0].source, out)
-    best = _best(plan, ways, shape, weights, target, epilogue, info)
+
+    def suits(tiles: Tiles) -> bool:
+        return pool is None or pool.pooled(tiles, target) is not None
+
+    best = _best(plan, ways, shape, weights, target, epilogue, info, suits)
+    if best is None or (best.sparse is not None and not suits(best.sparse.tiles)):
+        pool, best = None, _best(plan, ways, shape, weights, target, epilogue, info)
     assert best is not None, "no kernel reads pixels that lie so"
     best.geometry.prepare()
     barrier = barrier or target is not out
-    if pool is not None and best.sparse is not None and pool.pooled(best.sparse.tiles, target) is not None:
+    if pool is not None and best.sparse is not None:
         plan.include(pool.node)
         nodes = [*info["nodes"], pool.node.name or pool.node.outputs[0]]
         name = ", ".join(part for part in (epilogue.name, pool.node.op) if part)
@@ -171,6 +177,7 @@ def _best(
     out: Tensor,
     epilogue: Epilogue,
     info: dict[str, Any],
+    suits: Callable[[Tiles], bool] = lambda tiles: True,
 ) -> _Way | None:
     """What should be fastest; `info` gets the reason if many zeros are multiplied all the same.
 
@@ -185,7 +192,7 @@ def _best(
         copy = cost.copy(cost.Machine.of(plan.target), g.copied)
         if not blocked:
             without += [_Way(copy + cycles, g, way) for cycles, way in _dense(plan, g, shape, out, epilogue)]
-        choice = sparse.choose(plan, g, shape, weights, out, epilogue) if skips else None
+        choice = sparse.choose(plan, g, shape, weights, out, epilogue, suits) if skips else None
         if choice is not None:
             code = partial(sparse_code.emit, plan, g, shape, choice)
             skipping.append(_Way(copy + choice.cycles, g, code, choice))

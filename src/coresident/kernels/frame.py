@@ -417,9 +417,9 @@ class Sums:
         for channel in self.channels:
             for piece in here.pieces(self.frame.vector.lanes):
                 output.prefetch(f, channel, piece.vectors, piece.offsets, near)
-            if self.frame.pool is not None:
+            if self.frame.pool is not None and near:
                 columns = here.vectors // here.below
-                self.frame.pool.prefetch(f, channel, here.below, columns, here.offsets[-1], near)
+                self.frame.pool.prefetch(f, channel, here.below, columns, here.offsets[-1])
 
     def finish(self, totals: Sequence[Sequence[Value]]) -> None:
         """Store the results, or let the sums wait for the next block."""

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,9 @@ PAGE = 4096
 STRIPED_ZEROS, FEW_CHANNELS = 0.75, 4
 """Share of zeros from which on streams are faster than all else where rows are striped; and channels read or
 written, up to which all kernels take about as long."""
+
+NEAR_SUMS = 1.0
+"""Cycles that a vector of sums takes less to wait where half of them fit L1 beside the block."""
 
 STRIPE_READING, STRIPE_STORING, STRIPE_ADDING = 3.0, 6.0, 4.0
 """Cycles for L1 to get a line of a tile of striped rows, to store a vector of one, and to add another."""
@@ -232,13 +236,20 @@ def union_counts(nonzero: np.ndarray[Any, Any], shared: int, block: int, taps: i
 
 
 def choose(
-    plan: Plan, g: Geometry, shape: Shape, weights: np.ndarray[Any, Any], out: Tensor, epilogue: Epilogue
+    plan: Plan,
+    g: Geometry,
+    shape: Shape,
+    weights: np.ndarray[Any, Any],
+    out: Tensor,
+    epilogue: Epilogue,
+    suits: Callable[[Tiles], bool] = lambda tiles: True,
 ) -> Choice | None:
     """The tile, block and sharing that should be fastest; None where pixels lie apart in the input's rows,
     and tiles of segments do not fit, or where channels are further apart than `MOST_BYTES`.
 
     Args:
         weights: [groups, outputs, inputs, taps].
+        suits: whether tiles of striped rows suit what is to be done with results as well.
     """
     if 4 * shape.inputs * g.channel_stride >= MOST_BYTES:
         return None
@@ -316,7 +327,7 @@ def choose(
                     taken += meetings * shape.inputs * vectors * cost.REMOTE_LINE
                 if taken < least:
                     best, least = choice, taken
-    packed = _rectangles if g.is_striped else _segments
+    packed = partial(_rectangles, suits) if g.is_striped else _segments
     for choice in packed(plan, machine, g, shape, out, epilogue, profiles) if not blocked else ():
         if choice.cycles < least and (taken := choice.together(shape, plan.threads)) < least:
             best, least = choice, taken
@@ -392,6 +403,7 @@ def _segments(
 
 
 def _rectangles(
+    suits: Callable[[Tiles], bool],
     plan: Plan,
     machine: cost.Machine,
     g: Geometry,
@@ -408,6 +420,8 @@ def _rectangles(
         if across * below > most or across > 2 * below:
             continue
         cutting = rectangles(g.strides, out.layout, extras, lanes, across, below)
+        if not suits(cutting):
+            continue
         read = 4 * footprint(g, across * lanes, below)
         for (shared, block), (counts, _) in profiles.items():
             block_bytes = block * read
@@ -416,6 +430,9 @@ def _rectangles(
             rows, blocks = counts.size, counts.shape[1]
             each = float(counts.sum()) / rows
             one = cost.packed_rows(machine, cutting.vectors, each, rows, blocks, block_bytes)
+            waiting = rows / blocks * cutting.vectors * 4 * lanes
+            if block_bytes + waiting / 2 < plan.target.l1_bytes:
+                one -= NEAR_SUMS * cutting.vectors * (rows - rows / blocks)
             one += (
                 shape.groups
                 * cutting.vectors

@@ -24,6 +24,10 @@ from coresident.kernels.sparse_rounds import Rounds, chains_of
 from coresident.kernels.sparse_stream import UNROLL, pack
 from coresident.kernels.striped_pooling import StripedPool
 
+MOST_NEAR = 0.15
+"""Share of nonzeros up to which L1 is asked for what is read next from where it lies: layers of a U-Net at
+512 x 512 are 1.01-1.04 times as fast so at 90 % zeros, and take 1.02-1.05 times as long at 80 %."""
+
 
 @dataclass(frozen=True)
 class _Streams(Loops):
@@ -219,7 +223,8 @@ def _stream(
     if not is_near(plan.target, 4 * g.source.layout.elements, not g.is_striped):
         lines = choice.lines(g, frame.vector.lanes)
         shares = Shares.of(lines, g.channel_stride, choice.block, frame.work.most_rows)
-        asking = Asking(f, shares, word(f, frame.words + 3), 4 * g.channel_stride, 4)
+        near = g.is_striped and int(np.count_nonzero(weights)) < MOST_NEAR * weights.size
+        asking = Asking(f, shares, word(f, frame.words + 3), 4 * g.channel_stride, 4, near)
         arrays.append(shares.lines)
     code = _Streams(
         frame,

@@ -110,14 +110,14 @@ class PoolStore:
             assert ends is not None
             outer.store(f, ends, stored)
 
-    def prefetch(self, f: Function, channel: Value, rows: int, columns: int, at: Value, near: bool) -> None:
-        """Ask for the lines that `store` will write, of a tile of rows and columns, or ask L2 for them."""
+    def prefetch(self, f: Function, channel: Value, rows: int, columns: int, at: Value) -> None:
+        """Ask for the lines that `store` will write, of a tile of rows and columns."""
         layout, (height, width) = self.pool.y.layout, self.pool.window.strides
         target = f.offset(self.pointer, channel * layout.strides[1] + at, F32)
         for row in range(rows // height):
             for column in range(columns // width):
                 place = row * layout.strides[-2] + column * layout.stripes
-                f.prefetch(target, 4 * place, write=near, near=near)
+                f.prefetch(target, 4 * place, write=True)
 
 
 def pool_stripes(plan: Plan, x: Tensor, pool: StripedPool, info: dict[str, Any]) -> None:
