@@ -16,7 +16,8 @@ from support import HOST, RUN_TARGETS, TARGETS, few, graph_of, run_graph
 from coresident.codegen.types import F32
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operator import evaluate
-from coresident.kernels import sparse
+from coresident.kernels import geometry, sparse
+from coresident.kernels.layout import Layout
 from coresident.passes.pipeline import optimise
 from coresident.schedule import layouts
 
@@ -165,6 +166,27 @@ def test_most_drawn_networks_have_stripes() -> None:
     graphs = [optimise(Drawing(seed).graph(4)) for seed in range(60)]
     striped = [layouts.striped_values(graph, HOST) for graph in graphs]
     assert sum(map(bool, striped)) > 30
+
+
+@pytest.mark.parametrize(
+    ("height", "columns", "across", "below", "overlap"),
+    [(8, 4, 2, 4, False), (8, 4, 4, 1, False), (8, 3, 2, 1, True), (9, 4, 2, 4, True), (3, 5, 5, 3, False)],
+)
+def test_rectangles_cover_each_pixel(
+    height: int, columns: int, across: int, below: int, overlap: bool
+) -> None:
+    """Once, unless it is said that they overlap: what is added to in place must not be added to twice."""
+    layout = Layout.striped((1, 1, height, columns * LANES), ((1, 1), (1, 1)), LANES)
+    tiles = geometry.rectangles(layout.strides[2:], layout, [], LANES, across, below)
+    found = np.zeros((height, columns), int)
+    for _, place, ends in tiles.table:
+        row, element = divmod(int(place), layout.strides[2])
+        column = element // LANES
+        found[row : row + below, column : column + across] += 1
+        first, last = column == 0, column + across == columns
+        assert ends == geometry.FIRST * first + geometry.LAST * last
+    assert found.min() == 1
+    assert tiles.overlap == overlap == (found.max() > 1)
 
 
 def _chain(last: str, between: str) -> Graph:

@@ -246,8 +246,8 @@ class Tiles:
 
     @property
     def overlap(self) -> bool:
-        """Whether a pixel may be in two tiles."""
-        return self.below > 1 and self.vector_steps * self.full_last > self.pixels
+        """Whether a pixel may be in two tiles: of `rectangles` alone, which are whole vectors."""
+        return self.ends and self.vector_steps * self.full_last > self.pixels
 
     @property
     def sizes(self) -> list[int]:
@@ -383,22 +383,19 @@ def rectangles(
     columns = [tuple(strides), out.strides[2:], *(e.strides[2:] for e in extras)]
     extents = [*(1 for _ in spatial[:-2]), below, across * lanes]
     starts = [starts_of(*each) for each in zip(spatial, extents, strict=True)]
-    begins = np.array(list(itertools.product(*starts)), np.int64)
-    table = np.stack([begins @ np.array(c, np.int64) for c in columns], axis=1)
-    has_ends = out.stripes > 0
-    if has_ends:
-        ends = [_ends(int(at), extents[-1], spatial[-1]) for at in begins[:, -1]]
-        table = np.concatenate([table, np.array(ends)[:, None]], axis=1)
+    begins = np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, len(spatial))
+    places = [begins @ np.array(c, np.int64) for c in columns]
+    ends = FIRST * (begins[:, -1] == 0) + LAST * (begins[:, -1] + extents[-1] >= spatial[-1])
     return Tiles(
-        table.astype(np.int32),
-        len(table),
+        np.stack([*places, ends], axis=1).astype(np.int32),
+        len(begins),
         across * below,
         0,
         lanes,
         lanes,
         False,
         math.prod(spatial),
-        has_ends,
+        True,
         below,
         tuple(c[-2] for c in columns),
     )

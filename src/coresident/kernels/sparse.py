@@ -127,6 +127,9 @@ def gains_in_stripes(node: Node, graph: Graph) -> bool | None:
     before, after = (graph.facts[name].sizes[2:] for name in (node.inputs[0], node.outputs[0]))
     if before[-1] != after[-1] * w.strides[-1] or w.strides[-1] > 2 or max(around[-1]) > 1:
         return None
+    if 8 * math.prod(graph.facts[node.inputs[0]].sizes[1:]) >= MOST_BYTES:
+        # With outer columns, of which there may be as many as others.
+        return None
     zeros = 1 - int(np.count_nonzero(weights)) / max(weights.size, 1)
     if min(weights.shape[:2]) <= FEW_CHANNELS and w.strides[-1] == 1:
         return False
@@ -416,7 +419,8 @@ def _rectangles(
     they lie."""
     lanes, extras = plan.target.lanes(F32), [t.layout for t in epilogue.tensors]
     most, (height, width) = plan.target.registers - 2, out.shape[-2:]
-    for across, below in itertools.product(range(1, width // lanes + 1), range(1, height + 1)):
+    shapes = itertools.product(range(1, min(width // lanes, most) + 1), range(1, min(height, most) + 1))
+    for across, below in shapes:
         if across * below > most or across > 2 * below:
             continue
         cutting = rectangles(g.strides, out.layout, extras, lanes, across, below)

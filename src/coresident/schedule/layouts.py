@@ -241,20 +241,25 @@ def striped_values(graph: Graph, target: Target) -> frozenset[str]:
         parts = node.op != "Concat" or all(owner.get(n, ("",))[0] == name for n in node.inputs)
         able = family is not None and parts and all(map(divides, values[name]))
         gains[name] = family.stripes(node, graph) if able and family and family.stripes else None
+    if not any(gains.values()):
+        return frozenset()
     wide = {name for names in values.values() for name in names if divides(name)} - fixed
     striped = {name for name in wide if graph.facts[name].sizes[-1] >= 2 * lanes}
-    before = -1
+    before, nodes_in_turn = -1, list(graph.nodes)
     while len(striped) != before:
         before = len(striped)
-        for node in graph.nodes:
+        # What one node can't reaches others before it and behind it.
+        nodes_in_turn.reverse()
+        for node in nodes_in_turn:
             names, family = values[node.outputs[0]], FAMILIES.get(node.op)
             copied = {name for name in names if name not in striped}
             may = family.copies(node) if family is not None else ()
             if gains[node.outputs[0]] is None or not copied <= set(may):
                 striped.difference_update(names)
+    touched = {key: striped.intersection(some) for key, some in values.items()}
     return frozenset(
         name
-        for nodes, names in _connected({key: striped.intersection(some) for key, some in values.items()})
+        for nodes, names in _connected({key: names for key, names in touched.items() if names})
         if _pays(graph, nodes, names, values, gains)
         for name in names
     )
@@ -272,8 +277,6 @@ def _pays(
     def size(names: Iterable[str]) -> int:
         return sum(math.prod(graph.facts[name].sizes) for name in names)
 
-    if not striped:
-        return False
     copied = {name for node in nodes for name in values[node] if name not in striped}
     return MOST_COPIED * size(name for node in nodes if gains[node] for name in values[node]) >= size(copied)
 
