@@ -16,7 +16,7 @@ from support import HOST, RUN_TARGETS, TARGETS, few, graph_of, run_graph
 from coresident.codegen.types import F32
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operator import evaluate
-from coresident.kernels import geometry, sparse
+from coresident.kernels import geometry, sparse_stripes
 from coresident.kernels.layout import Layout
 from coresident.passes.pipeline import optimise
 from coresident.schedule import layouts
@@ -30,7 +30,7 @@ LANES = HOST.lanes(F32)
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """No CPU and no share of zeros is a reason against stripes."""
     monkeypatch.setattr(layouts, "STRIPED_LOADS", 0)
-    monkeypatch.setattr(sparse, "STRIPED_ZEROS", 0.05)
+    monkeypatch.setattr(sparse_stripes, "STRIPED_ZEROS", 0.05)
 
 
 class Drawing:

@@ -9,7 +9,7 @@ import numpy as np
 
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Node
-from coresident.kernels import depthwise, direct, geometry, sparse
+from coresident.kernels import depthwise, direct, geometry, sparse, sparse_stripes
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
 from coresident.kernels.head import Head
@@ -37,7 +37,7 @@ def constant_weights(node: Node, plan: Plan) -> tuple[np.ndarray[Any, Any], np.n
     halo=geometry.halo,
     flat=True,
     blocks=sparse.gains_in_blocks,
-    stripes=sparse.gains_in_stripes,
+    stripes=sparse_stripes.gains_in_stripes,
     copies=lambda node: (node.inputs[0], node.outputs[0]),
 )
 def convolution(node: Node, plan: Plan) -> None:

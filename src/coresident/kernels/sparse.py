@@ -17,11 +17,9 @@ blocks added after a block's products rather than before (they take what L2 take
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +27,7 @@ import numpy as np
 from coresident.codegen.target import Target
 from coresident.codegen.types import F32
 from coresident.graph.graph import Graph, Node
-from coresident.kernels import cost, wired
+from coresident.kernels import cost, sparse_stripes, wired
 from coresident.kernels.asking import lines_of
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
@@ -39,9 +37,7 @@ from coresident.kernels.geometry import (
     block_sizes,
     can_run_flat,
     footprint,
-    halo,
     read_by_plane,
-    rectangles,
     segments,
     tiles_of_spans,
     window,
@@ -89,17 +85,6 @@ tile, and cycles more for each vector of a tile that is larger than a third of L
 PAGE = 4096
 """Bytes, of which pages of memory mostly are."""
 
-STRIPED_ZEROS, FEW_CHANNELS = 0.72, 4
-"""Share of zeros from which on streams are faster than all else where rows are striped (U-Nets on Zen 5: 0.96
-to 1.06 times as fast at 70 %, 1.05 at 73 %, 1.13 at 96 %); and channels read or written, up to which all
-kernels take about as long."""
-
-NEAR_SUMS = 1.0
-"""Cycles that a vector of sums takes less to wait where half of them fit L1 beside the block."""
-
-STRIPE_READING, STRIPE_STORING, STRIPE_ADDING = 3.0, 6.0, 4.0
-"""Cycles for L1 to get a line of a tile of striped rows, to store a vector of one, and to add another."""
-
 SEGMENT_L1 = 2.0
 """Of the part of L1 that a tile's activations may fill: those that are packed."""
 
@@ -115,26 +100,6 @@ def gains_in_blocks(node: Node, graph: Graph, target: Target) -> bool:
     least, most = BLOCKED_ZEROS
     zeros = 1 - int(np.count_nonzero(weights)) / max(weights.size, 1)
     return bool(least <= zeros <= most)
-
-
-def gains_in_stripes(node: Node, graph: Graph) -> bool | None:
-    """Whether striped rows suit a convolution (`Family.stripes`): kernels larger than a pixel then read whole
-    vectors from where they lie. Where most is to be multiplied, other kernels than those that can read
-    stripes are faster, unless it is little."""
-    weights = graph.constant(node.inputs[1])
-    if weights is None or node.get("group", 1) != 1:
-        return None
-    w, around = window(node, graph), halo(node, graph)
-    before, after = (graph.facts[name].sizes[2:] for name in (node.inputs[0], node.outputs[0]))
-    if before[-1] != after[-1] * w.strides[-1] or w.strides[-1] > 2 or max(around[-1]) > 1:
-        return None
-    if 8 * math.prod(graph.facts[node.inputs[0]].sizes[1:]) >= MOST_BYTES:
-        # With outer columns, of which there may be as many as others.
-        return None
-    zeros = 1 - int(np.count_nonzero(weights)) / max(weights.size, 1)
-    if min(weights.shape[:2]) <= FEW_CHANNELS and w.strides[-1] == 1:
-        return False
-    return None if zeros < STRIPED_ZEROS else math.prod(w.kernel) > 1
 
 
 def _is_dense(nonzero: np.ndarray[Any, Any]) -> bool:
@@ -331,8 +296,12 @@ def choose(
                     taken += meetings * shape.inputs * vectors * cost.REMOTE_LINE
                 if taken < least:
                     best, least = choice, taken
-    packed = partial(_rectangles, suits) if g.is_striped else _segments
-    for choice in packed(plan, machine, g, shape, out, epilogue, profiles) if not blocked else ():
+    packed = _segments(plan, machine, g, shape, out, epilogue, profiles)
+    if g.is_striped:
+        of_blocks = {block: counts for (shared, block), (counts, _) in profiles.items() if shared == 1}
+        ways_of_stripes = sparse_stripes.ways(plan.target, g, shape, out.layout, extras, of_blocks, suits)
+        packed = (Choice(cutting, 1, block, cycles) for cutting, block, cycles in ways_of_stripes)
+    for choice in packed if not blocked else ():
         if choice.cycles < least and (taken := choice.together(shape, plan.threads)) < least:
             best, least = choice, taken
     if wired.is_possible(plan.target) and not g.is_striped:
@@ -404,48 +373,6 @@ def _segments(
             one = one * packing.steps + shape.groups * packing.cycles * shape.inputs
             margin = SEGMENTS_MARGIN if packing.is_whole or packing.in_one_row else SHORT_ROWS_MARGIN
             yield Choice(cutting, 1, block, cutting.count * shape.batch * margin * one, packing)
-
-
-def _rectangles(
-    suits: Callable[[Tiles], bool],
-    plan: Plan,
-    machine: cost.Machine,
-    g: Geometry,
-    shape: Shape,
-    out: Tensor,
-    epilogue: Epilogue,
-    profiles: Mapping[tuple[int, int], tuple[np.ndarray[Any, Any], float]],
-) -> Iterator[Choice]:
-    """Tiles of a few columns of striped rows in each of a few rows, as `_segments` has them: read from where
-    they lie."""
-    lanes, extras = plan.target.lanes(F32), [t.layout for t in epilogue.tensors]
-    most, (height, width) = plan.target.registers - 2, out.shape[-2:]
-    shapes = itertools.product(range(1, min(width // lanes, most) + 1), range(1, min(height, most) + 1))
-    for across, below in shapes:
-        if across * below > most or across > 2 * below:
-            continue
-        cutting = rectangles(g.strides, out.layout, extras, lanes, across, below)
-        if not suits(cutting):
-            continue
-        read = 4 * footprint(g, across * lanes, below)
-        for (shared, block), (counts, _) in profiles.items():
-            block_bytes = block * read
-            if shared > 1 or block_bytes > machine.l1_bytes * SEGMENT_L1:
-                continue
-            rows, blocks = counts.size, counts.shape[1]
-            each = float(counts.sum()) / rows
-            one = cost.packed_rows(machine, cutting.vectors, each, rows, blocks, block_bytes)
-            waiting = rows / blocks * cutting.vectors * 4 * lanes
-            if block_bytes + waiting / 2 < plan.target.l1_bytes:
-                one -= NEAR_SUMS * cutting.vectors * (rows - rows / blocks)
-            one += (
-                shape.groups
-                * cutting.vectors
-                * (STRIPE_STORING + STRIPE_ADDING * len(extras))
-                * shape.outputs
-            )
-            one += shape.groups * shape.inputs * read / 64 * STRIPE_READING
-            yield Choice(cutting, 1, block, cutting.count * shape.batch * one)
 
 
 def _in_code(

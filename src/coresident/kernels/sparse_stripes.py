@@ -1,0 +1,96 @@
+"""Tiles of a sparse convolution of striped rows (`Layout.striped`): a few columns in each of a few rows, read
+from where they lie."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from coresident.codegen.target import Target
+from coresident.codegen.types import F32
+from coresident.graph.graph import Graph, Node
+from coresident.kernels import cost
+from coresident.kernels.frame import Shape
+from coresident.kernels.geometry import Geometry, Tiles, footprint, halo, rectangles, window
+from coresident.kernels.layout import Layout
+
+STRIPED_ZEROS, FEW_CHANNELS = 0.72, 4
+"""Share of zeros from which on streams are faster than all else where rows are striped (U-Nets on Zen 5: 0.96
+to 1.06 times as fast at 70 %, 1.05 at 73 %, 1.13 at 96 %); and channels read or written, up to which all
+kernels take about as long."""
+
+NEAR_SUMS = 1.0
+"""Cycles that a vector of sums takes less to wait where half of them fit L1 beside the block."""
+
+STRIPE_READING, STRIPE_STORING, STRIPE_ADDING = 3.0, 6.0, 4.0
+"""Cycles for L1 to get a line of a tile of striped rows, to store a vector of one, and to add another."""
+
+MOST_L1 = 2.0
+"""Of the part of L1 that a tile's activations may fill."""
+
+MOST_BYTES = 1 << 30
+"""Of a picture's activations: offsets in streams reach twice as far, and there may be as many outer columns
+as others."""
+
+
+def gains_in_stripes(node: Node, graph: Graph) -> bool | None:
+    """Whether striped rows suit a convolution (`Family.stripes`): kernels larger than a pixel then read whole
+    vectors from where they lie. Where most is to be multiplied, other kernels than those that can read
+    stripes are faster, unless it is little."""
+    weights = graph.constant(node.inputs[1])
+    if weights is None or node.get("group", 1) != 1:
+        return None
+    w, around = window(node, graph), halo(node, graph)
+    before, after = (graph.facts[name].sizes[2:] for name in (node.inputs[0], node.outputs[0]))
+    if before[-1] != after[-1] * w.strides[-1] or w.strides[-1] > 2 or max(around[-1]) > 1:
+        return None
+    if 4 * math.prod(graph.facts[node.inputs[0]].sizes[1:]) >= MOST_BYTES:
+        return None
+    zeros = 1 - int(np.count_nonzero(weights)) / max(weights.size, 1)
+    if min(weights.shape[:2]) <= FEW_CHANNELS and w.strides[-1] == 1:
+        return False
+    return None if zeros < STRIPED_ZEROS else math.prod(w.kernel) > 1
+
+
+def ways(
+    target: Target,
+    g: Geometry,
+    shape: Shape,
+    out: Layout,
+    extras: Sequence[Layout],
+    counts: Mapping[int, np.ndarray[Any, Any]],
+    suits: Callable[[Tiles], bool],
+) -> Iterator[tuple[Tiles, int, float]]:
+    """Tiles, input channels of a block that fits L1, and the cycles that they should take on one core.
+
+    Args:
+        extras: layouts of what the epilogue adds.
+        counts: of block sizes, [rows, blocks]: nonzeros.
+        suits: whether tiles suit what is to be done with results as well.
+    """
+    machine, lanes, most = cost.Machine.of(target), target.lanes(F32), target.registers - 2
+    height, width = out.shape[-2], out.shape[-1] // lanes
+    for across, below in itertools.product(range(1, min(width, most) + 1), range(1, min(height, most) + 1)):
+        if across * below > most or across > 2 * below:
+            continue
+        cutting = rectangles(g.strides, out, extras, lanes, across, below)
+        if not suits(cutting):
+            continue
+        read = 4 * footprint(g, across * lanes, below)
+        for block, nonzeros in counts.items():
+            if block * read > machine.l1_bytes * MOST_L1:
+                continue
+            rows, blocks = nonzeros.size, nonzeros.shape[1]
+            each = float(nonzeros.sum()) / rows
+            one = cost.packed_rows(machine, cutting.vectors, each, rows, blocks, block * read)
+            waiting = rows / blocks * cutting.vectors * 4 * lanes
+            if block * read + waiting / 2 < target.l1_bytes:
+                one -= NEAR_SUMS * cutting.vectors * (rows - rows / blocks)
+            stored = shape.groups * shape.outputs * cutting.vectors
+            one += stored * (STRIPE_STORING + STRIPE_ADDING * len(extras))
+            one += shape.groups * shape.inputs * read / 64 * STRIPE_READING
+            yield cutting, block, cutting.count * shape.batch * one
