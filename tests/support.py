@@ -106,9 +106,20 @@ def check_node(
     """
     outputs = [name for name in node.outputs if name]
     graph = graph_of([node], feeds, outputs, constants)
+    check_graph(graph, feeds, ({"host": HOST} | RUN_TARGETS | WIDTHS)[target], threads, sparse, tolerance)
+
+
+def check_graph(
+    graph: Graph,
+    feeds: Mapping[str, Array],
+    target: Target = HOST,
+    threads: int = 1,
+    sparse: bool = True,
+    tolerance: float = 1e-5,
+) -> None:
+    """Run a network through the compiler and compare all its outputs with the reference; as `check_node`."""
     wanted = evaluate(graph, dict(feeds))
-    results = run_graph(graph, feeds, ({"host": HOST} | RUN_TARGETS | WIDTHS)[target], threads, sparse)
-    for name, got in zip(outputs, results):
+    for name, got in zip(graph.outputs, run_graph(graph, feeds, target, threads, sparse)):
         want = wanted[name]
         assert (got.dtype, got.shape) == (want.dtype, want.shape), name
         scale = float(np.max(np.abs(want), initial=0.0, where=np.isfinite(want)))

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import HOST, RUN_TARGETS, TARGETS, few, graph_of, run_graph
+from support import HOST, RUN_TARGETS, TARGETS, check_graph, few, graph_of
 
 from coresident.codegen.types import F32
 from coresident.graph.graph import Graph, Node
-from coresident.graph.operator import evaluate
 from coresident.kernels import geometry, sparse_stripes
 from coresident.kernels.layout import Layout
 from coresident.passes.pipeline import optimise
@@ -120,7 +119,10 @@ class Drawing:
         x, kernel = self._recent(), tuple(map(int, self.rng.choice([1, 2, 2, 3], 2)))
         if all(size % k == 0 for size, k in zip(self.shapes[x][2:], kernel)):
             self._add(
-                str(self.rng.choice(["MaxPool", "AveragePool"])), (x,), kernel_shape=kernel, strides=kernel
+                str(self.rng.choice(["MaxPool", "AveragePool", "LpPool"])),
+                (x,),
+                kernel_shape=kernel,
+                strides=kernel,
             )
 
     def _up(self) -> None:
@@ -151,13 +153,8 @@ class Drawing:
 def test_random_networks(seed: int) -> None:
     drawing = Drawing(seed)
     graph = drawing.graph(int(drawing.rng.integers(1, 7)))
-    wanted = evaluate(graph, dict(drawing.feeds))
     target = RUN_TARGETS[TARGETS[seed % len(TARGETS)]]
-    results = run_graph(graph, drawing.feeds, target, threads=1 + seed % 3)
-    for name, got in zip(graph.outputs, results):
-        want = wanted[name]
-        scale = max(float(np.abs(want).max(initial=0)), 1e-30)
-        np.testing.assert_allclose(got, want, rtol=0, atol=3e-5 * scale, err_msg=f"seed {seed}, {name}")
+    check_graph(graph, drawing.feeds, target, threads=1 + seed % 3, tolerance=3e-5)
 
 
 @pytest.mark.usefixtures("anywhere")
@@ -189,7 +186,7 @@ def test_rectangles_cover_each_pixel(
     assert tiles.overlap == overlap == (found.max() > 1)
 
 
-def _chain(last: str, between: str) -> Graph:
+def _chain(last: str, between: str, pool: str = "MaxPool") -> Graph:
     """Sparse convolutions, with a pool behind the second, something before the third and something at the
     end."""
     rng = np.random.default_rng(0)
@@ -199,7 +196,8 @@ def _chain(last: str, between: str) -> Graph:
         constants[f"w{x}"] = w.astype(np.float32)
         nodes.append(Node("Conv", (x, f"w{x}"), (y,), {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1)}, y))
     window = {"kernel_shape": (2, 2), "strides": (2, 2)}
-    nodes[2:2] = [Node("MaxPool", ("b",), ("p",), window, "p"), Node(between, ("p",), ("q",), {}, "q")]
+    then = {"kernel_shape": (2, 1), "strides": (2, 1)} if between == "MaxPool" else {}
+    nodes[2:2] = [Node(pool, ("b",), ("p",), window, "p"), Node(between, ("p",), ("q",), then, "q")]
     constants["last"] = np.ones((2, 8, 1, 1), np.float32)
     nodes.append(Node(last, ("c", "last") if last == "Conv" else ("c",), ("y",), {}, "y"))
     return graph_of(nodes, {"x": np.zeros((1, 3, 32, 64), np.float32)}, ["y"], constants)
@@ -218,6 +216,17 @@ def test_stripes_are_taken_where_all_that_is_between_can(
     assert layouts.striped_values(optimise(graph) if between == "Identity" else graph, HOST) == set(striped)
     monkeypatch.setattr(layouts, "MOST_COPIED", 1e-3)
     assert not layouts.striped_values(graph, HOST)
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_what_would_lie_in_no_planes_lies_in_no_stripes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What LpPool makes for a pool."""
+    monkeypatch.setattr(layouts, "MOST_COPIED", 10.0)
+    graph = optimise(_chain("Conv", "MaxPool", "LpPool"))
+    assert "p" not in layouts.planar_values(graph)
+    assert "b" in layouts.striped_values(graph, HOST)
+    x = np.random.default_rng(0).standard_normal((1, 3, 32, 64), dtype=np.float32)
+    check_graph(graph, {"x": x}, tolerance=3e-5)
 
 
 @pytest.mark.skipif(HOST.load_bits < layouts.STRIPED_LOADS, reason="no stripes here")

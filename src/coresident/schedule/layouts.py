@@ -223,7 +223,8 @@ def striped_values(graph: Graph, target: Target) -> frozenset[str]:
     if target.load_bits < STRIPED_LOADS:
         return frozenset()
     fixed = {*graph.inputs, *graph.outputs, *graph.initializers}
-    owner = _concatenations(graph, planar_values(graph), fixed)
+    needs = planar_values(graph)
+    owner = _concatenations(graph, needs, fixed)
 
     def divides(name: str) -> bool:
         fact = graph.fact(name)
@@ -243,8 +244,8 @@ def striped_values(graph: Graph, target: Target) -> frozenset[str]:
         gains[name] = family.stripes(node, graph) if able and family and family.stripes else None
     if not any(gains.values()):
         return frozenset()
-    wide = {name for names in values.values() for name in names if divides(name)} - fixed
-    striped = {name for name in wide if graph.facts[name].sizes[-1] >= 2 * lanes}
+    planar = {name for name in needs if divides(name)} - fixed
+    striped = {name for name in planar if graph.facts[name].sizes[-1] >= 2 * lanes}
     before, nodes_in_turn = -1, list(graph.nodes)
     while len(striped) != before:
         before = len(striped)
