@@ -146,12 +146,7 @@ class Output:
                 f.prefetch(row, pixel * 4, write=i == 0)
 
     def store(
-        self,
-        f: Function,
-        channel: Value,
-        totals: Sequence[Value],
-        offsets: Sequence[Value],
-        last: int,
+        self, f: Function, channel: Value, totals: Sequence[Value], offsets: Sequence[Value], last: int
     ) -> list[Value]:
         """Finish one output channel's vectors of a tile and store them.
 

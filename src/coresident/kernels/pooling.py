@@ -26,15 +26,11 @@ from coresident.kernels.conversion import Conversion
 from coresident.kernels.indexed_pooling import max_indices
 from coresident.kernels.lowering import Plan, Tensor, lowers
 from coresident.kernels.reduction import REDUCTIONS, larger, reduce
-from coresident.kernels.striped_pooling import StripedPool, pool_stripes
+from coresident.kernels.striped_pooling import ROWS_AHEAD, StripedPool, pool_stripes
 from coresident.kernels.stripes import joined, striped_target
 from coresident.kernels.vectors import load_first, pieces, share, store_first, unravel
 
 Array = np.ndarray[Any, Any]
-
-
-ROWS_AHEAD = 2
-"""Output rows whose input is asked for in advance."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +137,13 @@ def striped_behind(node: Node, plan: Plan) -> StripedPool | None:
     """A pool over striped rows that reads what a convolution makes."""
     for reader in plan.readers(node.outputs[0]):
         if reader.op in ("MaxPool", "AveragePool", "LpPool") and plan.is_striped(reader.outputs[0]):
-            p, y = _pool(reader, plan, np.dtype(np.float32)), plan.tensor(reader.outputs[0])
-            return StripedPool(reader, y, p.window, p.prepare, p.combine, p.finish)
+            p = _pool(reader, plan, np.dtype(np.float32))
+            return _of_stripes(reader, p, plan.tensor(reader.outputs[0]))
     return None
+
+
+def _of_stripes(node: Node, p: Pool, y: Tensor) -> StripedPool:
+    return StripedPool(node, y, p.window, p.prepare, p.combine, p.finish)
 
 
 @lowers("MaxPool", "AveragePool", "LpPool", stripes=_gains_in_stripes, copies=lambda node: (node.outputs[0],))
@@ -159,9 +159,7 @@ def pool(node: Node, plan: Plan) -> None:
     p = _pool(node, plan, Conversion.of(node, source.dtype).computed)
     if x.layout.stripes:
         made = striped_target(plan, x, y)
-        pool_stripes(
-            plan, x, StripedPool(node, made, p.window, p.prepare, p.combine, p.finish), {"op": node.op}
-        )
+        pool_stripes(plan, x, _of_stripes(node, p, made), {"op": node.op})
         joined(plan, made, y)
         return
     f = kernel(plan.target, node.op.lower())
