@@ -165,6 +165,17 @@ def test_most_drawn_networks_have_stripes() -> None:
     assert sum(map(bool, striped)) > 30
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_successive_planes_begin_in_sets_of_l1_far_apart(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    height, width = int(rng.integers(1, 70)), 16 * int(rng.integers(2, 20))
+    layout = Layout.striped((2, 3, height, width), ((1, 1), (1, 1)), 16)
+    lines = layout.strides[1] // 16
+    for planes in (4, 8, 16, 32, 64):
+        begins = np.sort(np.arange(planes) * lines % 64)
+        assert np.diff([*begins, begins[0] + 64]).min() * planes > 64 / 3
+
+
 @pytest.mark.parametrize(
     ("height", "columns", "across", "below", "overlap"),
     [(8, 4, 2, 4, False), (8, 4, 4, 1, False), (8, 3, 2, 1, True), (9, 4, 2, 4, True), (3, 5, 5, 3, False)],

@@ -12,6 +12,13 @@ import numpy as np
 Pixels = TypeVar("Pixels", int, np.ndarray[Any, Any])
 
 
+L1_SETS, APART = 64, 25
+"""Lines of a page, each of which goes to a set of L1 of its own; and how many of them the beginnings of
+striped planes are apart, whole pages left out. The golden section of the sets (Knuth, "The art of computer
+programming", 6.4) spreads those of any number of successive planes evenly. Where a tile's lines met in few
+sets, layers of a U-Net took 1.02 to 1.1 times as long on Zen 5."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """A strided arrangement of a tensor inside a buffer.
@@ -137,7 +144,11 @@ class Layout:
         before, after = (width * stripes for width in halo[-1])
         gaps = (*(max(pair) for pair in halo[:-1]), before + after)
         planes = Layout.planar(shape, gaps, (*halo[:-1], (before, after)), stripes)
-        return replace(planes, stripes=stripes)
+        line = 64 // 4
+        plane = planes.strides[1] + (APART - planes.strides[1] // line) % L1_SETS * line
+        n, c = shape[:2]
+        strides = (plane * c, plane, *planes.strides[2:])
+        return replace(planes, strides=strides, extent=plane * c * n + planes.slack, stripes=stripes)
 
     @property
     def outer_columns(self) -> tuple[int, int]:
