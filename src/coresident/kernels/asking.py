@@ -43,20 +43,25 @@ def is_near(target: Target, size: int, packed: bool = True) -> bool:
     return target.load_bits == 512 and not is_far(target, size)
 
 
-def lines_of(runs: Iterable[tuple[int, int]], itemsize: int = 4) -> list[int]:
+def lines_of(runs: Iterable[tuple[int, int]], itemsize: int = 4, aligned: bool = False) -> list[int]:
     """Elements at which to ask for runs, (start, end) from an address that may lie anywhere in a line: each
     line once.
 
     Args:
         itemsize: bytes of an element.
+        aligned: whether runs begin and end with a line, and so does what lies at the address.
     """
     line = 64 // itemsize
     found: list[int] = []
     for start, end in sorted(runs):
         first = max(start, found[-1] + line) if found else start
         # A run that begins within a line ends in one more.
-        found += range(first, end + line - 1, line)
+        found += range(first, end + (0 if aligned else line - 1), line)
     return found
+
+
+MOST_UNROLLED = 24
+"""Lines of a share, up to which code asks for each."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,12 @@ class Shares:
     parts: int
     lines: np.ndarray[Any, Any]
 
+    @property
+    def steps(self) -> list[int] | None:
+        """Elements from the first line of a share to each, where they are the same for all parts, and few."""
+        steps = self.lines - self.lines[:, :1]
+        return steps[0].tolist() if len(steps[0]) <= MOST_UNROLLED and (steps == steps[0]).all() else None
+
     @staticmethod
     def of(lines: Sequence[int], stride: int, channels: int, rows: int) -> Shares:
         """Shares for a number of rows.
@@ -83,11 +94,25 @@ class Shares:
         """
         together = -(-channels // rows)
         parts = min(max(rows // channels, 1), len(lines))
-        each = -(-len(lines) // parts)
-        # The last share may have fewer: it asks for the last line again.
-        held = np.array([*lines, *[lines[-1]] * (parts * each - len(lines))]).reshape(parts, 1, each)
-        all_of = held + stride * np.arange(together)[None, :, None]
-        return Shares(together, parts, all_of.reshape(parts, together * each).astype(np.int32))
+        held = _in_parts(np.array(lines), parts)
+        all_of = held[:, None, :] + stride * np.arange(together)[None, :, None]
+        return Shares(together, parts, all_of.reshape(parts, -1).astype(np.int32))
+
+
+def _in_parts(lines: np.ndarray[Any, Any], parts: int) -> np.ndarray[Any, Any]:
+    """[parts, lines of each]: where lines are some in each of some rows, rectangles of these if that goes
+    even, so that parts differ in where they begin alone; otherwise lines in turn, the last one again where
+    the last part has fewer."""
+    breaks = np.flatnonzero(np.diff(lines, 2)) + 1
+    across = int(breaks[0]) + 1 if breaks.size else len(lines)
+    if len(lines) % across == 0:
+        rows = lines.reshape(-1, across)
+        for below in range(1, parts + 1):
+            if parts % below == 0 and len(rows) % below == 0 and across % (parts // below) == 0:
+                cut = rows.reshape(below, len(rows) // below, parts // below, -1)
+                return cut.swapaxes(1, 2).reshape(parts, -1)
+    each = -(-len(lines) // parts)
+    return np.pad(lines, (0, parts * each - len(lines)), mode="edge").reshape(parts, each)
 
 
 @dataclass(frozen=True)
@@ -124,6 +149,15 @@ class Asking:
         share = f.minimum(row, count - 1)
         first = f.offset(planes, share / shares.parts * (shares.channels * self.stride))
         lines = f.offset(self.table, share % shares.parts * each, I32)
+
+        def line(i: Value | int) -> Value:
+            return f.convert(f.load(I32, lines, i), I64) * self.itemsize
+
+        if (steps := shares.steps) is not None:
+            # A load for each line, not two: layers of 32 channels at 512 x 512 are 1.03 times as fast.
+            start = f.offset(first, line(0))
+            for step in steps:
+                f.prefetch(start, step * self.itemsize, near=self.near)
+            return
         with f.loop(0, each) as i:
-            place = f.convert(f.load(I32, lines, i), I64) * self.itemsize
-            f.prefetch(first, place, near=self.near)
+            f.prefetch(first, line(i), near=self.near)

@@ -184,7 +184,8 @@ class Choice:
         if self.packing is not None:
             return lines_of(self.packing.runs)
         vectors = max(self.tiles.vectors, self.tiles.rest_vectors) // self.tiles.below
-        return lines_of(segments(g, vectors * lanes, self.tiles.below))
+        aligned = g.is_striped and 4 * lanes % 64 == 0
+        return lines_of(segments(g, vectors * lanes, self.tiles.below), aligned=aligned)
 
     def asked(self, g: Geometry, lanes: int, passes: int) -> tuple[list[int], list[int]]:
         """How the passes of a chunk ask for that: elements from the plane where each begins, and from there
