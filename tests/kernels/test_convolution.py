@@ -17,7 +17,7 @@ from coresident.codegen.types import F32
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Fact, Node
 from coresident.graph.operator import evaluate
-from coresident.kernels import panel, sparse, sparse_code, sparse_segments
+from coresident.kernels import panel, sparse, sparse_code, sparse_segments, sparse_stream
 from coresident.schedule.planner import Planner
 
 SIZES = (1, 2, 5, 7, 8, 9, 13, 15, 16, 17, 31, 33)
@@ -115,6 +115,16 @@ def _random(seed: int) -> Case:
 @pytest.mark.parametrize("seed", range(60))
 def test_random_convolutions(seed: int, target: str) -> None:
     node, feeds, constants = _random(seed).feeds(seed)
+    check_node(node, feeds, constants, target=target, threads=1 + seed % 2)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("seed", range(12))
+def test_offsets_that_16_bits_do_not_hold(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of planes of a megabyte, here of all."""
+    monkeypatch.setattr(sparse_stream, "UNITS", ())
+    case = replace(_random(seed), inputs=11 + seed, outputs=23, group=1, density=0.05 + 0.02 * seed, shared=1)
+    node, feeds, constants = case.feeds(seed)
     check_node(node, feeds, constants, target=target, threads=1 + seed % 2)
 
 

@@ -21,7 +21,7 @@ from coresident.kernels.lowering import Operand, Plan, Tensor
 from coresident.kernels.sparse import Choice
 from coresident.kernels.sparse_loops import Loops
 from coresident.kernels.sparse_rounds import Rounds, chains_of
-from coresident.kernels.sparse_stream import UNROLL, pack
+from coresident.kernels.sparse_stream import UNROLL, Offsets, pack
 from coresident.kernels.striped_pooling import StripedPool
 
 MOST_NEAR = 0.15
@@ -35,6 +35,7 @@ class _Streams(Loops):
 
     Args:
         stream: the nonzeros of all rows.
+        offsets: that it has.
         starts: address of where in the stream each block of each part of the group's rows begins (int64).
         rows: address of the group's rows, part after part and in it block after block: (first output channel,
             nonzeros) as int32.
@@ -44,6 +45,7 @@ class _Streams(Loops):
     """
 
     stream: Value
+    offsets: Offsets
     starts: Value
     rows: Value
     row_lines: int
@@ -85,10 +87,11 @@ class _Streams(Loops):
         """The channels of one row, one block of input channels."""
         f, vector = self.frame.function, self.frame.vector
         source = here.x if self.choice.packing is None else packed
+        source = f.offset(source, sums.block * self.offsets.step + self.offsets.first)
         if self.choice.shared == 1:
             reads = [self._reads(v) for v in range(here.vectors)]
             chains = chains_of(here.vectors, self.fmas)
-            rounds = Rounds.begin(f, vector, source, reads, position, chains)
+            rounds = Rounds.begin(f, vector, source, self.offsets, reads, position, chains)
             sums.finish([rounds.add(sums.start()[0], nonzeros)])
             return
         totals = [[f.var(value) for value in row] for row in sums.start()]
@@ -215,7 +218,8 @@ def _stream(
 ) -> tuple[Loops, list[Operand]]:
     """Nonzeros as a stream, and the operands that hold it."""
     f, row_count, machine = frame.function, shape.outputs // choice.shared, cost.Machine.of(plan.target)
-    packed = pack(weights, g, choice, frame.work)
+    offsets = Offsets.of(choice, g, shape.inputs)
+    packed = pack(weights, g, choice, frame.work, offsets)
     _, parts, blocks = packed.starts.shape
     stream, rows, starts = (word(f, frame.words + i) for i in range(3))
     arrays = [packed.stream, packed.rows, packed.starts]
@@ -234,6 +238,7 @@ def _stream(
         blocks,
         head,
         stream,
+        offsets,
         f.offset(starts, frame.group * (parts * blocks), I64),
         f.offset(rows, frame.group * (row_count * 2 * blocks), I32),
         frames.row_lines(packed.stream, packed.rows),
