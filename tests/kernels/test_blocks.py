@@ -14,7 +14,7 @@ import pytest
 from support import HOST, check_graph, few, graph_of
 
 from coresident.graph.graph import Graph, Node
-from coresident.kernels import sparse, subsample, wired
+from coresident.kernels import geometry, sparse, subsample, wired
 from coresident.kernels.layout import Layout
 from coresident.schedule import layouts
 
@@ -113,6 +113,16 @@ def test_random_networks(seed: int) -> None:
     check_graph(graph, drawing.feeds, threads=1 + seed % 3, tolerance=3e-5)
 
 
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("seed", few(range(400), 20))
+def test_random_networks_whose_strides_read_planes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = geometry._subsampled
+    monkeypatch.setattr(geometry, "_subsampled", lambda node, plan, w, blocked: taken(node, plan, w, False))
+    drawing = Drawing(seed)
+    graph = drawing.graph(int(drawing.rng.integers(2, 7)))
+    check_graph(graph, drawing.feeds, threads=1 + seed % 3, tolerance=3e-5)
+
+
 def _chain(channels: int, size: int, density: float) -> tuple[Graph, dict[str, Array]]:
     """Convolutions of single pixels: two read what one makes, of them one with a stride."""
     rng = np.random.default_rng(0)
@@ -148,7 +158,7 @@ def test_blocks_are_taken_where_they_pay(channels: int, size: int, density: floa
 def test_each_pixel_comes_from_its_block(spatial: tuple[int, int], strides: tuple[int, int]) -> None:
     x = Layout.planar((2, 3, *spatial), (1, 1), ((0, 0), (0, 0)), 16).blocked(16)
     sizes = tuple(-(-size // stride) for size, stride in zip(spatial, strides))
-    y = Layout.planar((2, 3, *sizes), (1, 1), ((0, 0), (0, 0)), 16).blocked(16)
+    y = Layout.planar((2, 3, *sizes), (1, 1), ((0, 0), (0, 0)), 16)
     sources, taken = subsample._table(x, y, strides)
     buffer = np.arange(x.extent)
     for row, column in np.ndindex(sizes):

@@ -24,7 +24,8 @@ when another core has read it, even if it was asked for; where they have a cache
 
 FETCH, REFETCH, LARGE_CODE = 0.12, 0.03, 2 << 20
 """Cycles for each byte of code and weights that a core gets for the first time since the last call, and
-again from L2; and bytes of a layer from which on the first takes twice as long: they come from memory."""
+again from L2; and bytes of a layer from which on the first takes twice as long: they come from memory, which
+is no faster where cores are."""
 
 
 @dataclass(frozen=True)
@@ -239,22 +240,21 @@ class Chunks:
         """Bytes of code and weights, about."""
         return 11 * self.products + 10 * self.loads
 
-    @property
-    def fetch(self) -> float:
+    def fetch(self, machine: Machine) -> float:
         """Cycles for a core to get all of them."""
-        return (FETCH if self.size < LARGE_CODE else 2 * FETCH) * self.size
+        return (FETCH if self.size < LARGE_CODE else 2 * machine.pace * FETCH) * self.size
 
     def refetch(self, machine: Machine) -> float:
         """Cycles to get them once more for the next tile."""
         return (REFETCH if self.size < machine.cache else FETCH) * self.size
 
-    def fetched_again(self, threads: int, row_parts: int) -> float:
+    def fetched_again(self, machine: Machine, threads: int, row_parts: int) -> float:
         """Cycles of all threads but the first to get what the first has, too.
 
         Args:
             row_parts: parts of the rows that tasks have.
         """
-        return self.fetch * max(0.0, threads / row_parts - 1)
+        return self.fetch(machine) * max(0.0, threads / row_parts - 1)
 
 
 def wired_tile(

@@ -128,7 +128,7 @@ def ways(node: Node, plan: Plan) -> list[Geometry]:
     if all(s == 1 for s in w.strides) or _is_striped(node, plan):
         return [in_place(node, plan)]
     if plan.tensor(node.inputs[0]).layout.block:
-        return [_subsampled(node, plan, w)]
+        return [_subsampled(node, plan, w, blocked) for blocked in (True, False)]
     direct = plan.lies_planar(node.inputs[0], halo(node, plan.graph))
     return [*([in_place(node, plan)] if direct else []), by_phase(node, plan)]
 
@@ -155,10 +155,10 @@ def in_place(node: Node, plan: Plan) -> Geometry:
     return Geometry(x, taps, x.layout.strides[0], x.layout.strides[1], steps, strides, positions=positions)
 
 
-def _subsampled(node: Node, plan: Plan, w: Window) -> Geometry:
-    """Read a copy of the pixels that a strided convolution of single pixels reads."""
+def _subsampled(node: Node, plan: Plan, w: Window, blocked: bool) -> Geometry:
+    """Read a copy of the pixels that a strided convolution of single pixels reads, in blocks or in planes."""
     x, out = plan.tensor(node.inputs[0]), plan.tensor(node.outputs[0]).layout
-    taken = subsample.subsample(plan, x, w.strides, out)
+    taken = subsample.subsample(plan, x, w.strides, out, blocked)
     layout = taken.tensor.layout
     copied = 8 * layout.elements
     strides = layout.strides

@@ -460,7 +460,7 @@ def _code_cycles(
     remote = cost.REMOTE_LINE * strips.packed * shape.groups * shape.inputs / 64
     total += shape.batch * (packing + remote) * (work.row_parts - 1)
     total = total * unevenness(work, strips.sizes, plan.threads) + 300.0 * work.tasks
-    return total + chunks.fetch + chunks.fetched_again(plan.threads, work.row_parts)
+    return total + chunks.fetch(machine) + chunks.fetched_again(machine, plan.threads, work.row_parts)
 
 
 def _packing(machine: cost.Machine, strips: Strips, rates: _Rates, elements: int, dot: Dot) -> float:

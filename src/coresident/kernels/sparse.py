@@ -316,7 +316,7 @@ def choose(
         for choice, chunks in _in_code(plan, machine, g, shape, nonzero, ways, out, epilogue):
             taken = choice.together(shape, plan.threads)
             work = choice.work(shape, plan.threads)
-            taken += chunks.fetched_again(plan.threads, work.row_parts) + TASK * work.tasks
+            taken += chunks.fetched_again(machine, plan.threads, work.row_parts) + TASK * work.tasks
             if choice.packing is None:
                 # Nothing has asked for the first tile.
                 first = 4 * shape.inputs * footprint(g, choice.tiles.vectors * lanes)
@@ -434,6 +434,6 @@ def _in_code(
                     one = one * packing.steps + shape.groups * packing.cycles * shape.inputs
                 total += count * one
             total += (cutting.count - 1) * profile.refetch(machine) * (REFETCHED if blocked else 1.0)
-            total = (total * shape.batch + profile.fetch) * CODE_MARGIN
+            total = (total * shape.batch + profile.fetch(machine)) * CODE_MARGIN
             first = by_plane and packing is None
             yield Choice(cutting, 1, block, total, packing, first, rows), profile

@@ -19,30 +19,48 @@ from coresident.kernels.phases import Split
 from coresident.kernels.vectors import pieces, share
 
 
-def subsample(plan: Plan, x: Tensor, strides: Sequence[int], target: Layout) -> Split:
-    """Every `strides`-th pixel of `x` [N, C, spatial...], in blocks, for an output with the layout `target`.
+def subsample(plan: Plan, x: Tensor, strides: Sequence[int], target: Layout, blocked: bool) -> Split:
+    """Every `strides`-th pixel of `x` [N, C, spatial...], for an output with the layout `target`.
 
     Between rows, where nothing is read, lies anything.
+
+    Args:
+        blocked: whether pixels are to lie in blocks, or in planes.
     """
-    layout = target.blocked(x.layout.block, x.shape[1])
+    lanes, channels = x.layout.block, x.shape[1]
+    layout = target.blocked(lanes, channels) if blocked else _planes(target, lanes, channels)
     y = plan.temporary(layout, x.dtype)
     return Split(y, {(0,) * len(strides): 0}, partial(_emit, plan, x, y, strides))
 
 
+def _span(layout: Layout) -> int:
+    """Pixels from the first of a plane to the last."""
+    return sum((size - 1) * stride for size, stride in zip(layout.shape[2:], layout.strides[2:])) + 1
+
+
+def _planes(target: Layout, lanes: int, channels: int) -> Layout:
+    """Planes with the rows of a layout, without a border."""
+    n, spatial, line = target.shape[0], target.shape[2:], 16
+    plane = (-(-(_span(target) + lanes) // line) | 1) * line
+    strides = (plane * channels, plane, *target.strides[2:])
+    none = ((0, 0),) * len(target.shape)
+    return Layout((n, channels, *spatial), strides, 0, plane * channels * n + lanes, none, slack=lanes)
+
+
 def _pixels(x: Layout, y: Layout, strides: Sequence[int]) -> np.ndarray:
-    """[blocks of y, lanes] int64: which pixel of a plane of x each is."""
-    lanes = y.block
-    pixels = np.zeros(y.strides[0] // y.shape[1], np.int64)
+    """[vectors of a plane of y, lanes] int64: which pixel of a plane of x each is."""
+    lanes = x.block
+    pixels = np.zeros(-(-_span(y) // lanes) * lanes, np.int64)
     grid = np.indices(y.shape[2:]).reshape(len(strides), -1)
     pixels[np.array(y.strides[2:]) @ grid] = (np.array(strides) * x.strides[2:]) @ grid
     return pixels.reshape(-1, lanes)
 
 
 def _table(x: Layout, y: Layout, strides: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Where each block's pixels come from.
+    """Where each vector's pixels come from.
 
     Returns:
-        [blocks, sources] int64, elements from pixel 0 to some blocks of x, and [blocks, pairs of these,
+        [vectors, sources] int64, elements from pixel 0 to some blocks of x, and [vectors, pairs of these,
         lanes] int32: which of a pair's elements each lane takes, or -1.
     """
     pixels = _pixels(x, y, strides)
@@ -59,8 +77,8 @@ def _table(x: Layout, y: Layout, strides: Sequence[int]) -> tuple[np.ndarray, np
 
 
 def _emit(plan: Plan, x: Tensor, y: Tensor, strides: Sequence[int]) -> None:
-    """Block by block, and of each channel by channel."""
-    lanes = y.layout.block
+    """Vector by vector of a plane, and of each channel by channel."""
+    lanes = x.layout.block
     vector, lane = F32.by(lanes), I32.by(lanes)
     n, c = y.shape[:2]
     sources, taken = _table(x.layout, y.layout, strides)
@@ -70,12 +88,12 @@ def _emit(plan: Plan, x: Tensor, y: Tensor, strides: Sequence[int]) -> None:
     tasks = pieces(plan.threads, n * count, 8.0 * n * count * c)
     first, end = share(f, n * count, tasks) if tasks else (f.constant(0, I64),) * 2
     with f.loop(first, end) as unit:
-        block, picture = unit % count, unit / count
+        number, picture = unit % count, unit / count
         begin = f.offset(x_0, picture * x.layout.strides[0], F32)
-        out = f.offset(y_0, picture * y.layout.strides[0] + block * (c * lanes), F32)
-        offsets = [f.load(I64, places, block * (2 * pairs) + i) for i in range(2 * pairs)]
+        out = f.offset(y_0, picture * y.layout.strides[0] + number * y.layout.place(lanes), F32)
+        offsets = [f.load(I64, places, number * (2 * pairs) + i) for i in range(2 * pairs)]
         from_ = [f.offset(begin, offset, F32) for offset in offsets]
-        wanted = [f.load(lane, permutations, (block * pairs + i) * lanes) for i in range(pairs)]
+        wanted = [f.load(lane, permutations, (number * pairs + i) * lanes) for i in range(pairs)]
         with f.loop(0, c) as channel:
             loaded = [f.load(vector, address, channel * lanes) for address in from_]
             found: Value | None = None
@@ -84,7 +102,7 @@ def _emit(plan: Plan, x: Tensor, y: Tensor, strides: Sequence[int]) -> None:
                 permuted = f.call(name, vector, loaded[2 * i], index, loaded[2 * i + 1], needs=["avx512f"])
                 found = permuted if found is None else f.select(index >= 0, permuted, found)
             assert found is not None
-            f.store(found, out, channel * lanes)
+            f.store(found, out, channel * y.layout.strides[1])
     operands: list[Address] = [x.address, y.address, plan.constant(sources), plan.constant(taken)]
     info = {"op": "Copy", "kernel": f"pixels {'x'.join(map(str, strides))} apart"}
     plan.step(f, operands, tasks, reads=[x], writes=[y], info=info)
