@@ -61,6 +61,12 @@ WHOLE_CODE_MARGIN, WHOLE_SHARED_MARGIN, HALF_CROSSED = 1.15, 0.9, 4 / 3
 segments of groups of whole vectors; and loads that a vector of groups of half a line is worth, as one of
 three lies in two lines."""
 
+SHORT_PLANE, WIDER = 6 * 64, 4
+"""Bytes of a plane below which, and output channels for each input channel from which on, threads get
+channels of their own. In minutes in which lines take longer from core to core, expanding layers at 14 x 14
+take 32 to 35 us so on two threads, not 55 to 59 (40 on one), and ResNet-50 1.05 to 1.07 times less; in others
+all take as long."""
+
 
 @dataclass(frozen=True)
 class _Rates:
@@ -204,7 +210,8 @@ def convolution(node: Node, plan: Plan) -> None:
         integer_depthwise.emit(node, plan, source, flat, start, out, epilogue, info)
         return
     shape, split, places, columns = _fold_columns(shape, split, places)
-    choice = choose(plan, shape, split, places, by_plane=read_by_plane(plan, out))
+    by_plane = read_by_plane(plan, out) or _meets_in_lines(shape, out)
+    choice = choose(plan, shape, split, places, by_plane=by_plane)
     panels = integer_panel.choose(plan, shape, split, places)
     margin = DIRECT_MARGIN if cost.adds_at_once(plan.target, choice.dot) else STREAM_MARGIN
     if panels is not None and panels.cycles < margin * choice.cycles:
@@ -213,6 +220,13 @@ def convolution(node: Node, plan: Plan) -> None:
         )
         return
     integer_code.emit(plan, source, shape, choice, split, start, out, epilogue, info, columns=columns)
+
+
+def _meets_in_lines(shape: Shape, out: Tensor) -> bool:
+    """Whether threads should make channels of their own rather than pixels: of planes of few lines they would
+    write to the same ones, and there is little to read for each of them."""
+    plane = out.layout.strides[1] * out.dtype.itemsize
+    return plane < SHORT_PLANE and shape.outputs >= WIDER * shape.inputs
 
 
 def _fold_columns(
