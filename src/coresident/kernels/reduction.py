@@ -42,6 +42,10 @@ def _extreme(f: Function, a: Value, b: Value, dtype: DType, largest: bool) -> Va
     if f.target.arch == "aarch64":
         return f.call(f"llvm.{'maximum' if largest else 'minimum'}.{a.type.suffix}", a.type, a, b)
     found = f.maximum(a, b) if largest else f.minimum(a, b)
+    if 128 <= 8 * a.type.bytes <= f.target.register_bits:
+        # Of which LLVM makes two comparisons and an `or` of masks otherwise: pools of 3 x 3 are 1.2 times as
+        # fast on Zen 5 with one instruction for this.
+        found = f.opaque(found)
     return f.select(b.differs(b), b, found)
 
 
