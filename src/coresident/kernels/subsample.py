@@ -40,11 +40,9 @@ def _span(layout: Layout) -> int:
 
 def _planes(target: Layout, lanes: int, channels: int) -> Layout:
     """Planes with the rows of a layout, without a border."""
-    n, spatial, line = target.shape[0], target.shape[2:], 16
-    plane = (-(-(_span(target) + lanes) // line) | 1) * line
-    strides = (plane * channels, plane, *target.strides[2:])
-    none = ((0, 0),) * len(target.shape)
-    return Layout((n, channels, *spatial), strides, 0, plane * channels * n + lanes, none, slack=lanes)
+    n, spatial, strides = target.shape[0], target.shape[2:], target.strides[2:]
+    gaps = (0, *(outer // inner - size for outer, inner, size in zip(strides, strides[1:], spatial[1:])))
+    return Layout.planar((n, channels, *spatial), gaps, ((0, 0),) * len(spatial), lanes)
 
 
 def _pixels(x: Layout, y: Layout, strides: Sequence[int]) -> np.ndarray:
