@@ -107,3 +107,18 @@ def test_a_residual_that_is_convolved_as_well_stays() -> None:
         assert step.words[1] != step.words[0]
         (got,), wanted = run_graph(graph, {"x": x}, HOST, 2), evaluate(graph, {"x": x})["z"]
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * float(np.abs(wanted).max()))
+
+
+def test_copies_of_inputs_lie_as_what_is_made_from_them() -> None:
+    """So that runs of pixels cross row ends from an input on: rows of a pixel each take twice as long."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 64, 14, 14), dtype=np.float32)
+    weights = {f"w{i}": rng.standard_normal((64, 64, k, k)).astype(np.float32) for i, k in enumerate((1, 3))}
+    nodes = [
+        Node("Conv", ("x", "w0"), ("h",), {"kernel_shape": (1, 1)}, "first"),
+        Node("Conv", ("h", "w1"), ("y",), {"kernel_shape": (3, 3), "pads": (1,) * 4}, "last"),
+    ]
+    planner = Planner(graph_of(nodes, {"x": x}, ["y"], weights), HOST, 1)
+    assert planner.planar("x").layout.strides[2:] == planner.tensor("h").layout.strides[2:]
+    first = next(step for step in planner.program().steps if "first" in str(step.info.get("nodes")))
+    assert "flat" in str(first.info["tile"])

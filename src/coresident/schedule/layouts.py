@@ -3,7 +3,7 @@
 1. Values that convolutions and pools read or write, and what lies between them, are planar.
 2. All planar values of the same spatial sizes leave the same gaps between rows, the widest border that any
    of them needs, so that runs of pixels can cross row ends from one layer to the next. Long rows begin at
-   whole vectors.
+   whole vectors. Copies of model inputs are alike.
 3. A value carries a border of zeros (of its zero point, if it is quantised) exactly as wide as its consumers
    read.
 4. The inputs of a channel concatenation lie inside its output: concatenating costs nothing.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,16 +172,7 @@ def assign(graph: Graph, target: Target, sparse: bool = True) -> dict[str, Place
             fills.setdefault(top, fills[name])
         if name in needs and top in needs:
             needs[top] = _wider(needs[top], needs[name])
-    gaps: dict[tuple[int, ...], tuple[int, ...]] = {}
-    for name, halo in needs.items():
-        if name in striped:
-            continue
-        spatial = graph.facts[name].sizes[2:]
-        widest = tuple(max(pair) for pair in halo)
-        gaps[spatial] = tuple(map(max, gaps.get(spatial, (0,) * len(spatial)), widest))
-    for spatial, widths in gaps.items():
-        if spatial[-1] >= LONG_ROWS and widths[-1]:
-            gaps[spatial] = (*widths[:-1], widths[-1] + -(spatial[-1] + widths[-1]) % lanes)
+    gaps = shared_gaps(graph, target, striped)
     places: dict[str, Place] = {}
 
     def place(name: str) -> Place:
@@ -211,6 +202,29 @@ def assign(graph: Graph, target: Target, sparse: bool = True) -> dict[str, Place
             if name and name not in fixed:
                 place(name)
     return _in_blocks(graph, target, places) if sparse else places
+
+
+def shared_gaps(
+    graph: Graph, target: Target, striped: Collection[str]
+) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """Of each spatial sizes, the elements that planes leave between rows: the widest borders of values of
+    these sizes, and of long rows so many that they begin at whole vectors.
+
+    Args:
+        striped: values that do not lie in planes.
+    """
+    gaps: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for name, halo in planar_values(graph).items():
+        if name in striped:
+            continue
+        spatial = graph.facts[name].sizes[2:]
+        widest = tuple(max(pair) for pair in halo)
+        gaps[spatial] = tuple(map(max, gaps.get(spatial, (0,) * len(spatial)), widest))
+    lanes = target.lanes(F32)
+    for spatial, widths in gaps.items():
+        if spatial[-1] >= LONG_ROWS and widths[-1]:
+            gaps[spatial] = (*widths[:-1], widths[-1] + -(spatial[-1] + widths[-1]) % lanes)
+    return gaps
 
 
 def striped_values(graph: Graph, target: Target) -> frozenset[str]:

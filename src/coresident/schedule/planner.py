@@ -84,6 +84,8 @@ class Planner:
         graph = graph.with_(outputs=(*graph.outputs, *self._hidden))
         self.graph, self.target, self.threads, self.sparse = graph, target, threads, sparse
         self._places = layouts.assign(graph, target, sparse)
+        striped = [name for name, place in self._places.items() if place.layout.stripes]
+        self._gaps = layouts.shared_gaps(graph, target, striped)
         self._tensors: dict[str, Tensor] = {}
         self._roots: dict[str, int] = {}
         self._copies: dict[tuple[str, Any], Tensor] = {}
@@ -153,8 +155,9 @@ class Planner:
         wanted = tuple(halo) or ((0, 0),) * (len(tensor.shape) - 2)
         key = (name, (wanted, fill))
         if key not in self._copies:
-            gaps = tuple(max(pair) for pair in wanted)
-            fact = self.graph.facts[name]
+            fact, own = self.graph.facts[name], tuple(max(pair) for pair in wanted)
+            # As wide as those of what is made from it, so that runs of pixels cross row ends.
+            gaps = tuple(map(max, own, self._gaps.get(fact.sizes[2:], own)))
             copy = self.temporary(layouts.planar_layout(self.target, fact, gaps, wanted, fill), tensor.dtype)
             movement.copy(self, tensor, copy, {"op": "Copy", "nodes": [name], "kernel": "copy to planes"})
             self._copies[key] = copy
