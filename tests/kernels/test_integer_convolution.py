@@ -551,6 +551,41 @@ def test_chains_of_quantised_convolutions(residual: bool, signed: bool, target: 
 
 
 @pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("place", [0, 7, 128, 255])
+def test_bytes_between_a_product_and_a_residual(place: int, dtype: str, target: str) -> None:
+    """Sums on both sides of the limits, wherever 0 lies between these."""
+    rng = np.random.default_rng(place)
+    point = np.array(place + np.iinfo(dtype).min, dtype)
+    x = np.arange(256, dtype=np.uint8).reshape(1, 1, 8, 32)
+    r = rng.permutation(np.arange(256) + np.iinfo(dtype).min).astype(dtype).reshape(1, 1, 8, 32)
+    r = np.repeat(r, 9, axis=1)
+    constants = {
+        "w": np.array([-127, -40, -3, -1, 0, 1, 3, 40, 127], np.int8).reshape(9, 1, 1, 1),
+        "m": np.full((9, 1, 1), 0.03, np.float32),
+        "s": np.array(0.25, np.float32),
+        "t": np.array(0.31, np.float32),
+        "z": point,
+    }
+    steps = (
+        Apply("Cast", (0,), (("to", "float32"),)),
+        Apply("Mul", (6, 1)),
+        Apply("QuantizeLinear", (7, 2, 3)),
+        Apply("DequantizeLinear", (8, 2, 3)),
+        Apply("DequantizeLinear", (4, 2, 3)),
+        Apply("Add", (9, 10)),
+        Apply("QuantizeLinear", (11, 5, 3)),
+    )
+    attributes = {"kernel_shape": (1, 1), "epilogue": Expression(6, steps)}
+    node = Node("ConvInteger", ("x", "w", "", "", "", "m", "s", "z", "r", "t"), ("y",), attributes, "conv")
+    feeds = {"x": x, "r": r}
+    graph = graph_of([node], feeds, ["y"], constants)
+    wanted = evaluate(graph, feeds)["y"]
+    (got,) = run_graph(graph, feeds, (RUN_TARGETS | WIDTHS)[target])
+    np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])
 @pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("density", [0.2, 1.0])
 def test_convolutions_around_one_that_reads_planes(

