@@ -129,10 +129,14 @@ def test_rounding_is_a_few_times_that_of_a_direct_convolution(
 
 
 def test_strips_that_overlap_are_of_one_unit() -> None:
-    # Of 2 planes with 3 rows of 2 strips each, the last row begins above the end of the second.
-    assert winograd._units(2, 3, 2, True) == (0, 2, 6, 8, 12)
-    assert winograd._units(2, 3, 2, False) == (0, 2, 4, 6, 8, 10, 12)
-    assert winograd._units(1, 1, 1, True) == (0, 1)
+    # Of 2 planes with 3 rows of 2 strips each, that overlap; the last row begins above the end of the second.
+    assert winograd._units([0, 4, 6], [0, 50], 64, 1, 2) == (0, 2, 6, 8, 12)
+    assert winograd._units([0, 4, 8], [0, 50], 64, 1, 2) == (0, 2, 4, 6, 8, 10, 12)
+    assert winograd._units([0, 4, 8], [0, 64], 64, 1, 1) == (0, 1, 2, 3, 4, 5, 6)
+    assert winograd._units([0], [0], 13, 1, 1) == (0, 1)
+    # 4 rows of 3 stretches, of which strips have 4: the third begins in the last but one.
+    assert winograd._units([0, 4, 8, 12], [0, 16, 32], 16, 4, 1) == (0, 1, 2, 3)
+    assert winograd._units([0, 4, 8, 11], [0, 16, 32], 16, 4, 1) == (0, 1, 3)
 
 
 @pytest.mark.parametrize(("height", "rows"), [(32, 8), (33, 8), (34, 8), (36, 9)])

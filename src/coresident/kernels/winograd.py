@@ -3,16 +3,17 @@
 Of a 3 x 3 kernel 36 products do the work of 144 (`filtering.py`), and a 7 x 7 kernel with strides of 2 is one
 of 4 x 4 on four phases of its input, whose 196 products do the work of 784.
 
-Lanes hold tiles of 4 x 4 pixels: those of one stretch of a row, or of 2 or 4 rows of tiles where rows are
-short. A *strip* is one vector of tiles: its input channels are transformed into the worker's scratch, then
-each *chunk* of output channels is multiplied, 36 small matrix products, transformed back and stored. A value
-that is not finite reaches all pixels of the tiles whose input it is.
+Lanes hold tiles of 4 x 4 pixels: those of one stretch of a row, or of 2 or 4 shorter ones, side by side or
+below each other. A *strip* is one vector of tiles: its input channels are transformed into the worker's
+scratch, then each *chunk* of output channels is multiplied, 36 small matrix products, transformed back and
+stored. A value that is not finite reaches all pixels of the tiles whose input it is.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +42,7 @@ class Choice:
             its first, in the input, the output and each further operand.
         units: first strip of each unit, and the end of the last. Strips that write the same pixels, each
             with rounding errors of its own, are of one unit, so that the same one is always the last to.
-        parts: rows of tiles in a vector.
+        parts: stretches of rows of tiles in a vector.
         width: output pixels of a part.
         group: output channels of a chunk.
         outer: elements from a channel's pixel 0 to that of each plane that taps read: of the outer taps of a
@@ -66,7 +67,8 @@ class Choice:
 
     def __str__(self) -> str:
         taps = self.filter.taps
-        return f"tiles of {TILE}x{TILE} by {taps}x{taps}, {self.parts} rows of them x {self.group} channels"
+        rows = "a stretch" if self.parts == 1 else f"{self.parts} stretches"
+        return f"{rows} of tiles of {TILE}x{TILE} by {taps}x{taps} x {self.group} channels"
 
 
 @dataclass(frozen=True)
@@ -123,29 +125,28 @@ def choose(plan: Plan, g: Geometry, shape: Shape, out: Tensor, epilogue: Epilogu
     best: Choice | None = None
     for parts in (1, 2, 4):
         pixels = TILE * lanes // parts
-        if parts > 1 and width > pixels:
-            break
-        tops = starts_of(height, TILE)
-        # As many rows of tiles as parts: the last are there twice if need be.
-        rows = [
-            [tops[min(at + part, len(tops) - 1)] for part in range(parts)]
-            for at in starts_of(len(tops), parts)
-        ]
-        lefts = starts_of(width, pixels) if width > pixels else [0]
-        outer = itertools.product(*map(range, out.shape[2:-2]))
+        tops, lefts = starts_of(height, TILE), starts_of(width, pixels) if width > pixels else [0]
+        if parts > 1 and width > pixels and width % pixels:
+            continue
+        stretches = list(itertools.product(tops, lefts))
+        planes = list(itertools.product(*map(range, out.shape[2:-2])))
+        # As many stretches as parts: the last is there several times if need be.
         table = [
-            [sum(a * s for a, s in zip((*index, top, left), c)) for top in tops_here for c in columns]
-            for index, tops_here, left in itertools.product(outer, rows, lefts)
+            [
+                sum(a * s for a, s in zip((*index, *stretches[min(at + part, len(stretches) - 1)]), c))
+                for part in range(parts)
+                for c in columns
+            ]
+            for index, at in itertools.product(planes, range(0, len(stretches), parts))
         ]
         cycles = shape.batch * shape.groups * len(table) * each
         if best is None or cycles < best.cycles:
             array = np.array(table, np.int32)
-            strips = Tiles(array, len(array), TILE, 0, lanes, lanes, False, math.prod(out.shape[2:]))
-            units = _units(math.prod(out.shape[2:-2]), len(rows), len(lefts), height % TILE != 0)
+            tiles = Tiles(array, len(array), TILE, 0, lanes, lanes, False, math.prod(out.shape[2:]))
             best = Choice(
                 window.filter,
-                strips,
-                units,
+                tiles,
+                _units(tops, lefts, min(width, pixels), parts, len(planes)),
                 parts,
                 min(width, pixels),
                 group,
@@ -158,15 +159,24 @@ def choose(plan: Plan, g: Geometry, shape: Shape, out: Tensor, epilogue: Epilogu
     return best
 
 
-def _units(planes: int, rows: int, beside: int, overlap: bool) -> tuple[int, ...]:
-    """As `Choice` has them, of `planes` times `rows` times `beside` strips.
+def _units(tops: Sequence[int], lefts: Sequence[int], width: int, parts: int, planes: int) -> tuple[int, ...]:
+    """As `Choice` has them, in some planes.
 
     Args:
-        overlap: whether the last row begins above the end of the one before.
+        tops, lefts: first rows and columns of the stretches of a plane.
+        width: pixels of one.
+        parts: stretches of a strip.
     """
-    together = rows - (overlap and rows > 1)
-    firsts = [(plane * rows + row) * beside for plane in range(planes) for row in range(together)]
-    return (*firsts, planes * rows * beside)
+    overlap = len(tops) > 1 and tops[-1] - tops[-2] < TILE
+
+    def begins(stretch: int) -> bool:
+        place = stretch % len(lefts)
+        beside = place > 0 and lefts[place] - lefts[place - 1] < width
+        return not beside and not (overlap and stretch > (len(tops) - 2) * len(lefts))
+
+    strips = -(-len(tops) * len(lefts) // parts)
+    firsts = [strip for strip in range(strips) if begins(strip * parts)]
+    return (*(plane * strips + first for plane in range(planes) for first in firsts), planes * strips)
 
 
 def pack(weights: np.ndarray, choice: Choice) -> np.ndarray:
