@@ -56,11 +56,15 @@ CODE_MARGIN, POINTWISE_CODE_MARGIN = 0.85, 0.72
 """Measured over modelled cycles of entries in code, relative to those of a stream; and of kernels of one
 pixel whose results meet no residual."""
 
-WHOLE_CODE_MARGIN, WHOLE_SHARED_MARGIN, HALF_CROSSED, WHOLE_CROSSED = 1.15, 0.9, 4 / 3, 2.0
-"""Where vectors are loaded whole: the same of code for larger kernels; of streams that channels share over
-segments of groups of whole vectors; loads that a vector of groups of half a line is worth, as one of three
-lies in two lines; and those that one of neighbouring pixels is worth, of which nearly all do (dense layers of
-3x3 at 56 x 56 are 1.12 times as fast where four channels share loads, not two)."""
+WHOLE_CODE_MARGIN, WHOLE_PASS = 1.15, 30.0
+"""Where vectors are loaded whole: the same of code for larger kernels; and cycles more for each vector that a
+chunk is passed over (chunks of 250 to 300 products took 1.1 to 1.2 times as long as streams)."""
+
+WHOLE_SHARED_MARGIN, HALF_CROSSED, WHOLE_CROSSED = 0.9, 4 / 3, 2.0
+"""Where vectors are loaded whole: the same of streams that channels share over segments of groups of whole
+vectors; loads that a vector of groups of half a line is worth, as one of three lies in two lines; and those
+that one of neighbouring pixels is worth, of which nearly all do (dense layers of 3x3 at 56 x 56 are 1.12
+times as fast where four channels share loads, not two)."""
 
 WHOLE_GATHERED, ROWS_GATHERED, FAR_GATHERED = 1.17, 1.2, 0.75
 """Where vectors are loaded whole, of single weights that are brought together: measured over modelled cycles
@@ -474,8 +478,9 @@ def _code_cycles(
     # A packed strip's pixels are near, and loaded for so many products that lines crossed do not show.
     tile = cost.wired_tile(machine, chunks, vectors, False, 0, True)
     margin = CODE_MARGIN if extras or len(strips.taps) > 1 else POINTWISE_CODE_MARGIN
-    if len(strips.taps) > 1 and group_of(plan.target) > GROUP:
-        margin = WHOLE_CODE_MARGIN
+    if group_of(plan.target) > GROUP:
+        margin = WHOLE_CODE_MARGIN if len(strips.taps) > 1 else margin
+        tile += WHOLE_PASS * vectors * chunks.parts * chunks.blocks
     tile = margin * (tile + chunks.rows * (2.0 + (rates.vector + 1.5 + rates.tensor * extras) * vectors))
     packing = shape.groups * _packing(machine, strips, rates, elements, Dot.of(plan.target))
     count = len(strips.strips)
