@@ -551,8 +551,7 @@ def test_chains_of_quantised_convolutions(residual: bool, signed: bool, target: 
 
 
 @pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])
-@pytest.mark.parametrize("dtype", ["uint8", "int8"])
-@pytest.mark.parametrize("place", [0, 7, 128, 255])
+@pytest.mark.parametrize(("place", "dtype"), [(0, "uint8"), (7, "int8"), (128, "int8"), (255, "uint8")])
 def test_bytes_between_a_product_and_a_residual(place: int, dtype: str, target: str) -> None:
     """Sums on both sides of the limits, wherever 0 lies between these."""
     rng = np.random.default_rng(place)
