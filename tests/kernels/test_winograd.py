@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import EMIT_TARGETS, HOST, TARGETS, WIDTHS, check_node, few, graph_of, run_graph
+from support import EMIT_TARGETS, HOST, RUN_TARGETS, TARGETS, WIDTHS, check_node, few, graph_of, run_graph
 
+from coresident.codegen.types import F32
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Node
 from coresident.graph.operator import evaluate
@@ -73,9 +74,10 @@ def test_matrices_filter_exactly(taps: int) -> None:
 @pytest.mark.parametrize("target", LANES)
 @pytest.mark.parametrize("seed", few(range(60), 16))
 def test_random_convolutions(seed: int, target: str, taken: list[winograd.Choice]) -> None:
-    """Rows shorter and longer than a strip, the last tiles overlapping, grouped and of three dimensions."""
+    """Rows shorter and longer than a strip, and several stretches long, the last tiles overlapping, grouped
+    and of three dimensions."""
     rng = np.random.default_rng(seed)
-    sizes = (6, 7, 8, 9, 14, 15, 16, 17, 28, 31, 33, 56, 64, 65, 130)
+    sizes = (6, 7, 8, 9, 14, 15, 16, 17, 28, 31, 33, 48, 56, 64, 65, 80, 96, 112, 130)
     depth = tuple(int(s) for s in rng.integers(3, 6, int(rng.random() < 0.3)))
     spatial = (*depth, int(rng.choice(sizes[:9])), int(rng.choice(sizes)))
     node, feeds, constants = _case(rng, spatial, int(rng.integers(0, 3)), int(rng.choice([1, 1, 1, 2])))
@@ -90,7 +92,7 @@ def test_larger_kernels_and_phases(seed: int, target: str, taken: list[winograd.
     rng = np.random.default_rng(seed)
     size, stride = [(4, 1), (5, 2), (6, 2), (7, 2), (7, 2)][int(rng.integers(5))]
     depth = tuple(int(s) for s in rng.integers(3, 6, int(rng.random() < 0.2)))
-    spatial = (*depth, int(rng.integers(14, 40)), int(rng.choice([14, 17, 31, 56, 63, 64, 111, 150])))
+    spatial = (*depth, int(rng.integers(14, 40)), int(rng.choice([14, 17, 31, 56, 63, 64, 111, 150, 224])))
     node, feeds, constants = _case(
         rng, spatial, int(rng.integers(0, size)), int(rng.choice([1, 1, 2])), size, stride
     )
@@ -126,6 +128,16 @@ def test_rounding_is_a_few_times_that_of_a_direct_convolution(
     wanted = evaluate(graph_of([node], {"x": exact["x"]}, ["y"], {"w": exact["w"]}), {"x": exact["x"]})["y"]
     assert taken
     assert np.abs(got - wanted).max() < 6e-6 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("target", LANES)
+@pytest.mark.parametrize("height", [15, 16])
+def test_stretches_that_lie_side_by_side(height: int, target: str, taken: list[winograd.Choice]) -> None:
+    """Rows of 7 stretches each, of which strips hold 4: they begin in the midst of rows."""
+    lanes = (RUN_TARGETS | WIDTHS | {"host": HOST})[target].lanes(F32)
+    node, feeds, constants = _case(np.random.default_rng(height), (height, 7 * lanes), 1)
+    check_node(node, feeds, constants, target=target, threads=2)
+    assert all(choice.parts == 4 and choice.width == lanes for choice in taken)
 
 
 def test_strips_that_overlap_are_of_one_unit() -> None:
