@@ -148,9 +148,9 @@ def _chain(channels: int, size: int, density: float) -> tuple[Graph, dict[str, A
 def test_blocks_are_taken_where_they_pay(channels: int, size: int, density: float, block: int) -> None:
     """Not for few channels, few zeros, few pixels; and what a pool reads lies in planes."""
     graph, _ = _chain(channels, size, density)
-    places = layouts.assign(graph, HOST)
+    places = layouts.assign(graph, HOST).places
     assert [places[name].layout.block for name in "abc"] == [block, 0, 0]
-    assert not any(place.layout.block for place in layouts.assign(graph, HOST, sparse=False).values())
+    assert not any(place.layout.block for place in layouts.assign(graph, HOST, sparse=False).places.values())
 
 
 @pytest.mark.parametrize("strides", [(2, 2), (1, 2), (3, 1), (4, 4)])

@@ -243,5 +243,5 @@ def test_what_would_lie_in_no_planes_lies_in_no_stripes(monkeypatch: pytest.Monk
 @pytest.mark.skipif(HOST.load_bits < layouts.STRIPED_LOADS, reason="no stripes here")
 def test_what_pays_is_striped_here() -> None:
     graph = optimise(_chain("Conv", "Identity"))
-    assert layouts.assign(graph, HOST)["b"].layout.stripes == LANES
-    assert not any(place.layout.stripes for place in layouts.assign(graph, HOST, False).values())
+    assert layouts.assign(graph, HOST).places["b"].layout.stripes == LANES
+    assert not any(place.layout.stripes for place in layouts.assign(graph, HOST, False).places.values())

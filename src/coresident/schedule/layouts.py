@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +97,17 @@ class Place:
     root_layout: Layout
 
 
+@dataclass(frozen=True)
+class Assigned:
+    """Args:
+    places: of every value that a node makes.
+    gaps: of each spatial sizes, the elements that planes leave between rows, for what is copied to such.
+    """
+
+    places: dict[str, Place]
+    gaps: dict[tuple[int, ...], tuple[int, ...]]
+
+
 def _wider(a: Halo, b: Halo) -> Halo:
     return tuple((max(p[0], q[0]), max(p[1], q[1])) for p, q in zip(a, b))
 
@@ -151,8 +162,8 @@ def planar_layout(
     return Layout.planar(fact.sizes, gaps, halo, slack, itemsize, fill)
 
 
-def assign(graph: Graph, target: Target, sparse: bool = True) -> dict[str, Place]:
-    """The place of every value that a node makes.
+def assign(graph: Graph, target: Target, sparse: bool = True) -> Assigned:
+    """Where the values lie that nodes make.
 
     Args:
         sparse: whether zeros among the weights are skipped.
@@ -172,7 +183,7 @@ def assign(graph: Graph, target: Target, sparse: bool = True) -> dict[str, Place
             fills.setdefault(top, fills[name])
         if name in needs and top in needs:
             needs[top] = _wider(needs[top], needs[name])
-    gaps = shared_gaps(graph, target, striped)
+    gaps = _gaps(graph, {name: halo for name, halo in needs.items() if name not in striped}, lanes)
     places: dict[str, Place] = {}
 
     def place(name: str) -> Place:
@@ -201,26 +212,17 @@ def assign(graph: Graph, target: Target, sparse: bool = True) -> dict[str, Place
         for name in node.outputs:
             if name and name not in fixed:
                 place(name)
-    return _in_blocks(graph, target, places) if sparse else places
+    return Assigned(_in_blocks(graph, target, places) if sparse else places, gaps)
 
 
-def shared_gaps(
-    graph: Graph, target: Target, striped: Collection[str]
-) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """Of each spatial sizes, the elements that planes leave between rows: the widest borders of values of
-    these sizes, and of long rows so many that they begin at whole vectors.
-
-    Args:
-        striped: values that do not lie in planes.
-    """
+def _gaps(graph: Graph, needs: Mapping[str, Halo], lanes: int) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """As `Assigned` has them: the widest borders of values of the same sizes, and of long rows so many that
+    they begin at whole vectors."""
     gaps: dict[tuple[int, ...], tuple[int, ...]] = {}
-    for name, halo in planar_values(graph).items():
-        if name in striped:
-            continue
+    for name, halo in needs.items():
         spatial = graph.facts[name].sizes[2:]
         widest = tuple(max(pair) for pair in halo)
         gaps[spatial] = tuple(map(max, gaps.get(spatial, (0,) * len(spatial)), widest))
-    lanes = target.lanes(F32)
     for spatial, widths in gaps.items():
         if spatial[-1] >= LONG_ROWS and widths[-1]:
             gaps[spatial] = (*widths[:-1], widths[-1] + -(spatial[-1] + widths[-1]) % lanes)

@@ -83,9 +83,8 @@ class Planner:
         self._hidden = [name for name in dict.fromkeys(counting) if name not in graph.outputs]
         graph = graph.with_(outputs=(*graph.outputs, *self._hidden))
         self.graph, self.target, self.threads, self.sparse = graph, target, threads, sparse
-        self._places = layouts.assign(graph, target, sparse)
-        striped = [name for name, place in self._places.items() if place.layout.stripes]
-        self._gaps = layouts.shared_gaps(graph, target, striped)
+        assigned = layouts.assign(graph, target, sparse)
+        self._places, self._gaps = assigned.places, assigned.gaps
         self._tensors: dict[str, Tensor] = {}
         self._roots: dict[str, int] = {}
         self._copies: dict[tuple[str, Any], Tensor] = {}
