@@ -112,8 +112,7 @@ class _Rates:
             return replace(_SEGMENTS, unaligned=HALF_CROSSED) if crossed else _SEGMENTS
         if cost.adds_at_once(plan.target, dot) and len(strips.taps) == 1:
             return _DIRECT
-        whole = group_of(plan.target) > GROUP
-        return replace(_USUAL, unaligned=WHOLE_CROSSED) if whole else _USUAL
+        return replace(_USUAL, unaligned=WHOLE_CROSSED) if _loads_whole(plan.target) else _USUAL
 
 
 _USUAL = _Rates(1.5, 1.0, 0.2, 1.17, 1.33, 12.0, 3.0, 0.0, 1.5, 1.0)
@@ -378,6 +377,11 @@ def _cuts(places: Places, vectors: int) -> list[Strips]:
     return [*found, *rows, *(row_strips(places, vectors, 1, pieces) for pieces in (1, 4, 16))]
 
 
+def _loads_whole(target: Target) -> bool:
+    """Whether vectors are loaded whole, not in halves."""
+    return group_of(target) > GROUP
+
+
 def _spreads(target: Target) -> bool:
     """Whether one instruction puts the bytes of a vector into any order."""
     return target.vector_bits == 512 and target.has("avx512vbmi")
@@ -432,9 +436,9 @@ def _cycles(
         issue = cost.integer_issue(machine, fours * (8 + 4 * dot.arithmetic) + 1)
         # Shuffles and their loads hinder each other: a fifth to a third more than either takes was measured.
         step = 1.25 * max((fours * 4 * 1.5 + 5) / machine.loads, issue, 1.25 * far, 4.0)
-        if group_of(plan.target) > GROUP and len(strips.taps) == 1:
+        if _loads_whole(plan.target) and len(strips.taps) == 1:
             step *= WHOLE_GATHERED
-        elif group_of(plan.target) > GROUP:
+        elif _loads_whole(plan.target):
             step = step * (ROWS_GATHERED if rows_first else 1.0) + FAR_GATHERED * far
     ends = rates.row * blocks + (rates.vector + rates.tensor * extras) * vectors * shared
     # Sums that wait go to L2 and come back.
@@ -478,7 +482,7 @@ def _code_cycles(
     # A packed strip's pixels are near, and loaded for so many products that lines crossed do not show.
     tile = cost.wired_tile(machine, chunks, vectors, False, 0, True)
     margin = CODE_MARGIN if extras or len(strips.taps) > 1 else POINTWISE_CODE_MARGIN
-    if group_of(plan.target) > GROUP:
+    if _loads_whole(plan.target):
         margin = WHOLE_CODE_MARGIN if len(strips.taps) > 1 else margin
         tile += WHOLE_PASS * vectors * chunks.parts * chunks.blocks
     tile = margin * (tile + chunks.rows * (2.0 + (rates.vector + 1.5 + rates.tensor * extras) * vectors))
