@@ -137,6 +137,7 @@ def test_stretches_that_lie_side_by_side(height: int, target: str, taken: list[w
     lanes = (RUN_TARGETS | WIDTHS | {"host": HOST})[target].lanes(F32)
     node, feeds, constants = _case(np.random.default_rng(height), (height, 7 * lanes), 1)
     check_node(node, feeds, constants, target=target, threads=2)
+    assert taken
     assert all(choice.parts == 4 and choice.width == lanes for choice in taken)
 
 

@@ -109,8 +109,10 @@ def test_a_residual_that_is_convolved_as_well_stays() -> None:
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * float(np.abs(wanted).max()))
 
 
-def test_copies_of_inputs_lie_as_what_is_made_from_them() -> None:
-    """So that runs of pixels cross row ends from an input on: rows of a pixel each take twice as long."""
+@pytest.mark.parametrize("target", RUN_TARGETS)
+def test_copies_of_inputs_lie_as_what_is_made_from_them(target: str) -> None:
+    """So that runs of pixels cross row ends from an input on: tiles that end where rows of 14 pixels do take
+    twice as long."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, 64, 14, 14), dtype=np.float32)
     weights = {f"w{i}": rng.standard_normal((64, 64, k, k)).astype(np.float32) for i, k in enumerate((1, 3))}
@@ -118,7 +120,7 @@ def test_copies_of_inputs_lie_as_what_is_made_from_them() -> None:
         Node("Conv", ("x", "w0"), ("h",), {"kernel_shape": (1, 1)}, "first"),
         Node("Conv", ("h", "w1"), ("y",), {"kernel_shape": (3, 3), "pads": (1,) * 4}, "last"),
     ]
-    planner = Planner(graph_of(nodes, {"x": x}, ["y"], weights), HOST, 1)
+    planner = Planner(graph_of(nodes, {"x": x}, ["y"], weights), RUN_TARGETS[target], 1)
     assert planner.planar("x").layout.strides[2:] == planner.tensor("h").layout.strides[2:]
     first = next(step for step in planner.program().steps if "first" in str(step.info.get("nodes")))
     assert "flat" in str(first.info["tile"])
