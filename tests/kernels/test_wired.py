@@ -15,6 +15,7 @@ from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Node
 from coresident.graph.operator import evaluate
 from coresident.kernels import integer, integer_panel, sparse, wired, wired_writer
+from coresident.kernels.tiling import Cut
 from coresident.runtime import elf
 from coresident.schedule.planner import Planner
 
@@ -150,8 +151,10 @@ def test_code_is_as_long_as_was_said(seed: int) -> None:
     block = int(rng.integers(1, positions + 1))
     asks = np.zeros((block, int(rng.integers(0, 3))), np.int32)
     offsets = np.arange(positions, dtype=np.int32)
+    of_chunk = int(rng.integers(1, 32))
+    middle = int(rng.integers(0, -(-rows // of_chunk))) * of_chunk
     wiring = wired.Wiring(
-        int(rng.integers(1, 32)),
+        of_chunk,
         block,
         int(rng.integers(1, 9)),
         offsets,
@@ -160,6 +163,7 @@ def test_code_is_as_long_as_was_said(seed: int) -> None:
         (64, 64),
         asks,
         2,
+        ((0, middle), (middle, rows)),
     )
     made = wired.Wired.of(weights, np.zeros((2, rows), np.float32), wiring)
     written = np.full(made.size + 64, 0xA5, np.uint8)
@@ -177,7 +181,8 @@ def test_code_is_as_long_as_was_said(seed: int) -> None:
     array = (ctypes.c_uint64 * len(words))(*words)
     kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
     kernel(code.address(function.name))(ctypes.addressof(array), 0, None)
-    for (start, size, *_, at, count, _, _, _), (begin, numbers, end) in zip(made.chunks, made.starts):
+    in_memory = made.starts[np.argsort(made.starts[:, 0])]
+    for (start, size, *_, at, count, _, _, _), (begin, numbers, end) in zip(made.chunks, in_memory):
         assert (begin, numbers) == (start, start + size)
         tail = written[start + size - 80 if size > 80 else start : start + size].tobytes()
         # The last instruction returns; seven zeros were written behind it.
@@ -186,3 +191,35 @@ def test_code_is_as_long_as_was_said(seed: int) -> None:
         np.testing.assert_array_equal(held, made.weights[at : at + count])
         assert end - numbers - 64 < 4 * count <= end - numbers
     assert (written[made.size :] == 0xA5).all()
+
+
+@pytest.mark.parametrize("seed", few(range(40), 8))
+def test_chunks_lie_in_the_order_in_which_they_run(seed: int) -> None:
+    """Each asks for the one that lies behind it."""
+    rng = np.random.default_rng(seed)
+    groups, rows, positions = (int(rng.integers(1, most)) for most in (3, 90, 60))
+    of_chunk, block = int(rng.integers(1, 32)), int(rng.integers(1, positions + 1))
+    work = Cut(5, 1, rows, int(rng.integers(1, -(-rows // of_chunk) + 1)), of_chunk, 1)
+    weights = rng.integers(0, 2, (groups, rows, positions)).astype(np.int32)
+    no_asks, offsets = np.zeros((block, 0), np.int32), np.arange(positions, dtype=np.int32)
+    wiring = wired.Wiring(of_chunk, block, 1, offsets, x86.DOT, None, (0, 0), no_asks, 1, work.row_spans)
+    made = wired.Wired.of(weights, np.zeros((groups, rows), np.int32), wiring)
+    blocks = -(-positions // block)
+    starts, at = made.starts.reshape(groups, -1, blocks, 3), 0
+    masks = {start: first for start, _, first, *_ in made.chunks.tolist()}
+    for group in range(groups):
+        for first, end in map(work.row_range, range(work.row_parts)):
+            for number in range(blocks):
+                for row in range(first, end, of_chunk):
+                    begin, _, following = starts[group, row // of_chunk, number].tolist()
+                    assert begin == at
+                    at = following
+                    held = weights[group, row : row + of_chunk, number * block]
+                    assert made.masks[masks[begin]] == sum(1 << i for i in np.flatnonzero(held))
+    assert at == made.size
+
+
+def test_rows_of_uneven_work_are_one_span() -> None:
+    even = Cut(5, 5, 60, 2, 30, 1)
+    assert even.row_spans == ((0, 30), (30, 60))
+    assert replace(even, pieces=((0, 1, 0, 2),)).row_spans == ((0, 60),)

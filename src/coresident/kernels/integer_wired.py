@@ -115,6 +115,7 @@ def wire(
         (0, 0),
         np.zeros((choice.block, 0), np.int32),
         1,
+        work.row_spans,
     )
     whole = quads(weights)
     made = wired.Wired.of(whole, bias.reshape(shape.groups, -1).astype(np.int32), wiring)

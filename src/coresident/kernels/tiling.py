@@ -63,6 +63,13 @@ class Cut:
         return first, min(end, self.rows)
 
     @property
+    def row_spans(self) -> tuple[tuple[int, int], ...]:
+        """(first row, end) of what tasks have of the rows; all where they may have several parts."""
+        if self.pieces:
+            return ((0, self.rows),)
+        return tuple(map(self.row_range, range(self.row_parts)))
+
+    @property
     def most_rows(self) -> int:
         """Rows of the task that has most."""
         parts = [(first, end) for _, _, first, end in self.pieces] or [

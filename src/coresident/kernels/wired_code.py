@@ -182,6 +182,7 @@ def wire(
         (4 * output.channel_strides[0], 4 * output.channel_strides[-1]),
         asks.astype(np.int32),
         -(-frame.work.most_rows // choice.chunk_rows),
+        frame.work.row_spans,
     )
     split = weights.astype(np.float32, copy=False).reshape(groups, outputs, inputs * taps)
     packed = wired.Wired.of(split, bias.reshape(groups, outputs), wiring)
