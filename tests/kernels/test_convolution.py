@@ -290,6 +290,24 @@ def _behind(case: Case, seed: int, target: str, threads: int) -> str:
 
 
 @pytest.mark.parametrize("target", SEGMENTED)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [7, 14, 28])
+def test_packed_rows_go_on_from_others(
+    size: int, stride: int, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of lanes that another packed row has already are packed from it, in groups of 16 lanes."""
+    _in_segments(monkeypatch, 16, steps=False)
+    made: list[int] = []
+    moved_on = sparse_segments.Packing._moved_on
+    monkeypatch.setattr(
+        sparse_segments.Packing, "_moved_on", lambda self, *a: made.append(size) or moved_on(self, *a)
+    )
+    case = Case(1, 9, 5, (stride * size,) * 2, (3, 3), (stride,) * 2, (1,) * 4, (1, 1), 1, 0.2)
+    _behind(case, size, target, 1)
+    assert made
+
+
+@pytest.mark.parametrize("target", SEGMENTED)
 @pytest.mark.parametrize("seed", few(range(6100, 6160), 6))
 def test_segments_of_strided_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed phase by phase, from what a convolution before has made."""

@@ -44,9 +44,9 @@ PACKING, STORING = 36.0, {True: 10.0, False: 28.0}
 """Cycles to pack a channel's row of segments of groups of 8 lanes, most of them for lines from L2 and L3
 (shuffles alone take 14); and to bring together what is stored of one in one row, and in several."""
 
-GROUP_PACKING, GROUP_STORING, GROUP_KEPT = 7.8, {True: 111.0, False: 118.0}, 3.5
-"""The same of a group of 16 lanes, and of what is stored of a segment (writing it included); and to read a
-packed line again in the next step."""
+GROUP_PACKING, GROUP_MOVED, GROUP_STORING, GROUP_KEPT = 7.8, 3.9, {True: 111.0, False: 118.0}, 3.5
+"""The same of a group of 16 lanes, where its row goes on from another, and of what is stored of a segment
+(writing it included); and to read a packed line again in the next step."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,11 @@ class Packing:
     @property
     def cycles(self) -> float:
         """To pack a channel, for all steps."""
-        each = GROUP_PACKING * self.segments.groups if self.is_whole else PACKING * len(self.columns)
-        return each * len(self.rows) * self.packed_planes
+        if not self.is_whole:
+            return PACKING * len(self.columns) * len(self.rows) * self.packed_planes
+        above = [self._above(number) is not None for number in range(len(self.rows))]
+        rows = sum(GROUP_MOVED if moved else GROUP_PACKING for moved in above)
+        return rows * self.segments.groups * self.packed_planes
 
     @property
     def storing_cycles(self) -> float:
@@ -141,30 +144,62 @@ class Packing:
         with f.loop(first, step + self.planes) as plane:
             here = f.offset(source, plane * self.plane_stride, F32)
             there = f.offset(target, plane * self.plane_span, F32)
+            packed: list[list[Value]] = []
             for number, row in enumerate(self.rows):
-                self._ask(f, f.offset(here, following, F32), row)
-                for i, pair in enumerate(self._groups(f, vector, here, row)):
+                above = self._above(number)
+                self._ask(f, f.offset(here, following, F32), row if above is None else row[-1:])
+                if above is None:
+                    packed.append(self._groups(f, vector, here, row))
+                else:
+                    packed.append(self._moved_on(f, vector, here, row, packed[above]))
+                for i, pair in enumerate(packed[-1]):
                     f.store(pair, there, number * self.pitch + i * vector.lanes)
+
+    def _above(self, number: int) -> int | None:
+        """The packed row before a given one from which it goes on: that has all its rows of lanes but the
+        last."""
+        row = self.rows[number]
+        if not self.is_whole or self.in_one_row:
+            return None
+        return next((i for i, other in enumerate(self.rows[:number]) if other[1:] == row[:-1]), None)
+
+    def _moved_on(
+        self, f: Function, vector: Type, source: Value, row: Sequence[int], before: Sequence[Value]
+    ) -> list[Value]:
+        """A packed row that goes on from another, vector by vector of its groups: one shuffle each, where to
+        take pixels apart needs four."""
+        columns, many = self.segments.spread.columns, vector.lanes // self.segments.spread.columns
+        kept, found = range(columns, vector.lanes), []
+        rest = iter(before)
+        for (_, groups), lanes in zip(self.columns, zip(*self._lanes(f, vector, source, row[-1:]))):
+            last = apart(f, lanes)
+            for group in range(groups):
+                at = vector.lanes + group % many * columns
+                found.append(f.shuffle(next(rest), last[group // many], [*kept, *range(at, at + columns)]))
+        return found
+
+    def _lanes(self, f: Function, vector: Type, source: Value, row: Sequence[int]) -> list[list[Value]]:
+        """Of each lane of rows of lanes, a vector of each phase's pixels."""
+        spread, wanted = self.segments.spread, max(groups for _, groups in self.columns)
+        begins = [self.step * spread.width * column for column in range(spread.columns)]
+        return [self._pixels(f, vector, source, line + begin, wanted) for line in row for begin in begins]
 
     def _groups(self, f: Function, vector: Type, source: Value, row: Sequence[int]) -> list[Value]:
         """A packed row, vector by vector of its groups."""
         spread = self.segments.spread
-        if self.in_one_row:
-            # Each lane's pixels of the smaller groups, whole rows of the larger ones.
-            apart_by = GROUP if spread.group == GROUP else vector.lanes
-            end = spread.pixels + (0 if spread.group == GROUP else 1)
-            starts = [row[0] + self.step * at for at in range(0, end, apart_by)]
-            wanted = vector.lanes
-        else:
-            begins = [self.step * spread.width * column for column in range(spread.columns)]
-            starts = [line + begin for line in row for begin in begins]
-            wanted = max(groups for _, groups in self.columns)
-        pixels = [self._pixels(f, vector, source, start, wanted) for start in starts]
-        found: list[Value] = []
-        for (_, groups), lanes in zip(self.columns, zip(*pixels)):
-            if not self.in_one_row:
+        if not self.in_one_row:
+            found: list[Value] = []
+            for (_, groups), lanes in zip(self.columns, zip(*self._lanes(f, vector, source, row))):
                 found += apart(f, lanes)[: groups * spread.group // vector.lanes]
-            elif spread.group == GROUP:
+            return found
+        # Each lane's pixels of the smaller groups, whole rows of the larger ones.
+        apart_by = GROUP if spread.group == GROUP else vector.lanes
+        end = spread.pixels + (0 if spread.group == GROUP else 1)
+        starts = [row[0] + self.step * at for at in range(0, end, apart_by)]
+        pixels = [self._pixels(f, vector, source, start, vector.lanes) for start in starts]
+        found = []
+        for (_, groups), lanes in zip(self.columns, zip(*pixels)):
+            if spread.group == GROUP:
                 both = [transposed(f, lanes[half::2]) for half in (0, 1)]
                 found += [*both[0], *both[1]][: groups // 2]
             else:
