@@ -25,6 +25,7 @@ from coresident.kernels import (
     integer,
     integer_code,
     integer_panel,
+    integer_segments,
     integer_stream,
     integer_wired,
 )
@@ -344,6 +345,26 @@ def test_segments_of_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatc
     node, feeds, constants = _segmented(seed)
     check_node(node, feeds, constants, target=target, threads=1 + seed % 2, tolerance=0)
     assert ("segments" in _tiles(node, feeds, constants, target)) == bool(ways)
+
+
+@pytest.mark.parametrize("target", [*TARGETS, "16 lanes"])
+@pytest.mark.parametrize("spatial", [(19, 130), (25, 30)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("group", [8, 16])
+def test_tiles_below_each_other_share_rows(
+    group: int, stride: int, spatial: tuple[int, int], target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A strip packs the rows that several tiles below each other read once; the last strip overlaps."""
+    monkeypatch.setattr(integer_segments, "STACKED", (2 + spatial[0] % 3,))
+    ways = _in_segments(monkeypatch, group)
+    rng = np.random.default_rng(group + stride)
+    constants = {"w": _bytes(rng, np.int8, (5, 9, 3, 3)), "xz": _bytes(rng, np.uint8, ())}
+    window = {"pads": (1,) * 4, "kernel_shape": (3, 3), "strides": (stride,) * 2}
+    x = _bytes(rng, np.uint8, (1, 9, *(stride * size for size in spatial)))
+    node = Node("ConvInteger", ("x", "w", "xz"), ("y",), window, "conv")
+    check_node(node, {"x": x}, constants, target=target, threads=2, tolerance=0)
+    assert ("segments" in _tiles(node, {"x": x}, constants, target)) == bool(ways)
+    assert bool(ways) == ((RUN_TARGETS | WIDTHS)[target].lanes(I32) in (8, 16))
 
 
 @pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])

@@ -364,7 +364,7 @@ def _orders(
 def _tile_bytes(plan: Plan, strips: Strips, dot: Dot, elements: int) -> float:
     """Of packed pixels that a tile reads again and again."""
     reach = strips.vectors * plan.target.lanes(I32) * math.sqrt(max(1, len(strips.taps)))
-    pixels = reach if strips.segments is None else strips.span
+    pixels = reach if strips.segments is None else strips.tile_pixels
     return dot.element_bytes * elements * pixels
 
 

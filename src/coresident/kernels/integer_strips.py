@@ -43,7 +43,9 @@ class Strips:
         flat: whether tiles cross row ends.
         packed: pixels packed of a channel, over all strips.
         segments: of tiles that consist of such; lanes are neighbouring pixels otherwise.
-        pieces: tiles side by side that are packed one after another, each with all its channels.
+        pieces: tiles side by side that are packed one after another, each with all its channels; tiles that
+            lie below each other share what is packed.
+        tile_pixels: packed pixels of one quad of channels that a tile of segments reads.
     """
 
     runs: np.ndarray
@@ -58,6 +60,7 @@ class Strips:
     packed: int
     segments: Segments | None = None
     pieces: int = 1
+    tile_pixels: int = 0
 
     @property
     def sizes(self) -> list[int]:

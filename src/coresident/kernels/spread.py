@@ -132,7 +132,13 @@ def spread_over(f: Function, rows: Sequence[Value], order: Sequence[int]) -> Val
 
 
 def segments(
-    spread: Spread, down: int, groups: int, lanes: int, shape: Sequence[int], strides: Sequence[int]
+    spread: Spread,
+    down: int,
+    groups: int,
+    lanes: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    lane_rows: int = 0,
 ) -> Segments:
     """Of tiles of `down` segments below each other.
 
@@ -141,6 +147,7 @@ def segments(
         lanes: of a vector.
         shape: of the picture, height and width.
         strides: elements between rows, of the output and each further operand of its shape.
+        lane_rows: rows from one row of lanes to the next, `down` if not told.
     """
     height, width = shape
     pitch = groups * spread.group
@@ -149,7 +156,7 @@ def segments(
     writes = tuple(
         tuple(
             tuple((lane + row) * stride for stride in strides) if lane + row < height else None
-            for lane in spread.tops(down)
+            for lane in spread.tops(lane_rows or down)
         )
         for row in range(down)
     )
