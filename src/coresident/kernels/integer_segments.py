@@ -19,8 +19,8 @@ SIDE_BY_SIDE = 4
 """Tiles of a strip beside each other at most: what is packed of a row is then long enough for prefetchers."""
 
 STACKED = (1, 2, 4, 8)
-"""Tiles of a strip below each other worth trying: they share rows, so that fewer are packed. Layers of a U-Net
-are 1.03 to 1.08 times as fast so, the larger their planes."""
+"""Tiles of a strip below each other worth trying: they share rows, so that fewer are packed. Layers of a
+U-Net are 1.03 to 1.08 times as fast so, the larger their planes."""
 
 
 def segment_strips(p: Places, vectors: int, elements: int, group: int = GROUP) -> list[Strips]:
