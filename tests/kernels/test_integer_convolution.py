@@ -348,14 +348,19 @@ def test_segments_of_rows(seed: int, target: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("target", [*TARGETS, "16 lanes"])
-@pytest.mark.parametrize("spatial", [(19, 130), (25, 30)])
+@pytest.mark.parametrize(("spatial", "stacked"), [((19, 130), 2), ((25, 30), 3)])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("group", [8, 16])
 def test_tiles_below_each_other_share_rows(
-    group: int, stride: int, spatial: tuple[int, int], target: str, monkeypatch: pytest.MonkeyPatch
+    group: int,
+    stride: int,
+    spatial: tuple[int, int],
+    stacked: int,
+    target: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A strip packs the rows that several tiles below each other read once; the last strip overlaps."""
-    monkeypatch.setattr(integer_segments, "STACKED", (2 + spatial[0] % 3,))
+    monkeypatch.setattr(integer_segments, "STACKED", (stacked,))
     ways = _in_segments(monkeypatch, group)
     rng = np.random.default_rng(group + stride)
     constants = {"w": _bytes(rng, np.int8, (5, 9, 3, 3)), "xz": _bytes(rng, np.uint8, ())}

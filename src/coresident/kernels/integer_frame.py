@@ -223,14 +223,7 @@ class IntegerFrame:
         f, spread = self.function, segments.spread
         group, most = spread.group, SEGMENT // spread.group
         pitch = 2 * SEGMENT // spread.rows
-        rows = [
-            [
-                self._pixels(channel, source + at * self.strips.step, min(pitch, SEGMENT))
-                for source in sources
-                for at in range(0, pitch, SEGMENT)
-            ]
-            for channel in channels
-        ]
+        rows = [self._rows_of_lanes(channel, sources, pitch) for channel in channels]
         for first in range(0, segments.groups, most):
             held = min(segments.groups - first, most)
             order = spread.lanes(range(first, first + held), pitch)
@@ -255,14 +248,7 @@ class IntegerFrame:
         """
         f, spread, step = self.function, segments.spread, self.strips.step
         size, group = spread.pixels, spread.group
-        rows = [
-            [
-                self._pixels(channel, source + at * step, min(size, SEGMENT))
-                for source in sources
-                for at in range(0, size, SEGMENT)
-            ]
-            for channel in channels
-        ]
+        rows = [self._rows_of_lanes(channel, sources, size) for channel in channels]
         packed: list[Value] = []
         for first in range(0, WIDTH, SEGMENT // group):
             order = spread.lanes(range(first, first + SEGMENT // group), size)
@@ -273,13 +259,13 @@ class IntegerFrame:
             )
             for source in sources
         ]
-        lanes, pairs = packed[0].type.lanes, after[0][0].type.lanes
+        lanes, held = packed[0].type.lanes, after[0][0].type.lanes
         for number in range(-(-(segments.groups - WIDTH) * group // lanes)):
             groups = range(number * lanes // group, (number + 1) * lanes // group)
-            last = integers.joined(f, [row[groups[0] // pairs] for row in after])
+            last = integers.joined(f, [row[groups[0] // held] for row in after])
             last = f.shuffle(last, None, [lane % last.type.lanes for lane in range(lanes)])
             order = [
-                lanes + row * pairs + one % pairs if column == spread.columns else i * group + at + 1
+                lanes + row * held + one % held if column == spread.columns else i * group + at + 1
                 for i, one in enumerate(groups)
                 for at, (row, column) in enumerate(
                     itertools.product(range(spread.rows), range(1, spread.columns + 1))
@@ -290,6 +276,14 @@ class IntegerFrame:
         for i, vector in enumerate(packed):
             part = min(left - i * lanes, lanes)
             f.store(vector if part == lanes else f.shuffle(vector, None, range(part)), target, i * lanes)
+
+    def _rows_of_lanes(self, channel: Value, sources: Sequence[Value], size: int) -> list[Value]:
+        """So many pixels from where each row of lanes begins, in vectors of at most `SEGMENT`."""
+        return [
+            self._pixels(channel, source + at * self.strips.step, min(size, SEGMENT))
+            for source in sources
+            for at in range(0, size, SEGMENT)
+        ]
 
     def _pixels(self, channel: Value, at: Value, width: int) -> Value:
         f, step = self.function, self.strips.step
