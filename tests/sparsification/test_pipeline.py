@@ -234,6 +234,19 @@ def test_labels_give_accuracy() -> None:
     assert found.metric == "top-1"
 
 
+def test_most_effort_trains_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="imitating needs PyTorch: pip install 'coresident[train]'")
+    monkeypatch.setattr("coresident.sparsification.training.imitation.STEPS", 4)
+    notes = made(sparsity=0.5, quantize="none", effort="max").report.notes
+    assert any("to imitate the dense network" in note and "kept aside" in note for note in notes)
+
+
+def test_most_effort_without_pytorch_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coresident.sparsification.training.is_there", lambda: False)
+    notes = made(sparsity=0.5, quantize="none", effort="max").report.notes
+    assert any("pip install 'coresident[train]'" in note for note in notes)
+
+
 @pytest.mark.parametrize(
     ("model", "asked", "error", "said"),
     [

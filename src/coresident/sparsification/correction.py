@@ -70,7 +70,7 @@ def resolve(
         InputError: no samples, or activations that are not finite; names the node.
         ModelError: the network can't be compiled.
     """
-    chosen = [layer for layer in layers if _is_own(sparse, layer)]
+    chosen = [layer for layer in layers if is_own(sparse, layer)]
     if not chosen:
         return sparse
     count = pictures(batches)
@@ -161,7 +161,8 @@ def _channels(
     return found
 
 
-def _is_own(graph: Graph, layer: Layer) -> bool:
+def is_own(graph: Graph, layer: Layer) -> bool:
+    """Whether a layer's weights and bias are floats, and weights that no other node reads."""
     read = [name for node in graph.nodes for name in node.inputs]
     weight = graph.initializers.get(layer.weight)
     return (
@@ -259,7 +260,7 @@ class _Channels:
 
 
 def _repaired(graph: Graph, layer: Layer, before: _Channels, after: _Channels, scales: bool) -> Graph:
-    if not scales or not _is_own(graph, layer):
+    if not scales or not is_own(graph, layer):
         return _with_bias(graph, layer, np.ones(layer.channels), before.mean - after.mean)
     drawn = SHRINKAGE * float(after.variance.mean())
     divisor = after.variance + drawn

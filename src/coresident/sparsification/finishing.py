@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Graph
 from coresident.graph.operator import Array
-from coresident.sparsification import correction
+from coresident.sparsification import correction, training
 from coresident.sparsification.agreement import Agreement
 from coresident.sparsification.bias_correction import correct_biases
 from coresident.sparsification.candidates import weight_bits
@@ -34,11 +35,13 @@ class Finished:
         sparse: in float32, plain ONNX operators.
         graph: the result; the same where nothing is quantised.
         floating: layers that stay in float because of what their bytes would cost, with the reason.
+        notes: what its reader should know.
     """
 
     sparse: Graph
     graph: Graph
     floating: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def activation_ranges(project: Project, graph: Graph) -> dict[str, Range]:
@@ -55,6 +58,7 @@ def finish(
     floating: Collection[str],
     probes: Samples,
     reference: Sequence[Array],
+    share: float = 1.0,
 ) -> Finished:
     """Build the network that was chosen.
 
@@ -65,12 +69,17 @@ def finish(
         floating: names of nodes that stay in float where the others become bytes.
         probes: samples by which what bytes cost is judged.
         reference: the dense network's outputs for them.
+        share: of the time that training may take, where several networks are built to choose from.
     """
+    notes: tuple[str, ...] = ()
     if pruned:
         sparse = _corrected(project, sparse, pruned, probes, reference)
+        if project.settings.effort == "max" and project.seconds_left > 0:
+            sparse, note = _imitating(project, sparse, pruned, share)
+            notes = (note,)
     if dtype == "float32":
-        return Finished(sparse, sparse, {})
-    return _in_bytes(project, sparse, floating, probes, reference)
+        return Finished(sparse, sparse, {}, notes)
+    return replace(_in_bytes(project, sparse, floating, probes, reference), notes=notes)
 
 
 def _corrected(
@@ -100,6 +109,18 @@ def _corrected(
         project.graph, best, project.layers, batches, engine=engine, progress=progress
     )
     return repaired if loss(repaired) < least else best
+
+
+def _imitating(project: Project, sparse: Graph, pruned: Sequence[Layer], share: float) -> tuple[Graph, str]:
+    """The network trained to imitate the dense one, where it can be, and what became of it."""
+    if not training.is_there():
+        return sparse, f"not trained to imitate the dense network, which needs PyTorch: {training.HOW}"
+    from coresident.sparsification.training.imitation import imitate
+
+    try:
+        return imitate(project, sparse, pruned, share)
+    except UnsupportedModel as error:
+        return sparse, f"not trained to imitate the dense network: {error}"
 
 
 def _in_bytes(

@@ -65,7 +65,7 @@ def reported(
         rejected=rejected,
         shapes={each: tuple(shape) for each, shape in project.shapes.items()},
         settings=project.settings.record(),
-        notes=notes,
+        notes=(*made.notes, *notes),
     )
     return replace(report, target=_target(project, run, made, report))
 

@@ -37,6 +37,7 @@ class Made(NamedTuple):
     agreement: Agreement
     outputs: list[Array]
     floating: Mapping[str, str]
+    notes: tuple[str, ...]
 
 
 class Run:
@@ -171,14 +172,15 @@ class Run:
         best: Made | None = None
         for _ in range(BISECTIONS):
             middle = (slow + fast) / 2
-            made = self._finished(search.within(losses, timings, dense / math.exp(middle)))
+            choice = search.within(losses, timings, dense / math.exp(middle))
+            made = self._finished(choice, share=1 / BISECTIONS)
             if self.drop(made) <= drop:
                 slow, best = middle, made
             else:
                 fast = middle
         return best or self._finished(search.within(losses[:1], timings, math.inf))
 
-    def _finished(self, choice: Choice) -> Made:
+    def _finished(self, choice: Choice, share: float = 1.0) -> Made:
         forms = choice.allocation.choice
         pruned = [one for one in self._project.prunable if one.name in forms and forms[one.name].sparsity]
         sparse = self._project.graph
@@ -192,9 +194,11 @@ class Run:
             self._floating,
             search.probes(self._project),
             self._reference,
+            share,
         )
         outputs = self._project.outputs(made.graph, self._project.held_out)
-        return Made(made.graph, choice, self._project.compare(self.held_out, outputs), outputs, made.floating)
+        agrees = self._project.compare(self.held_out, outputs)
+        return Made(made.graph, choice, agrees, outputs, made.floating, made.notes)
 
     def error(self, layer: str, form: Form) -> float:
         """Squared error of a layer's output in a form, before it was solved again in the sparse network."""

@@ -28,7 +28,8 @@ class Settings:
             otherwise than with the dense network, or of the accuracy lost where there are labels.
         pattern: of the zeros; auto takes the one with the smaller loss at the target.
         quantize: to bytes or not; auto decides with the pattern.
-        effort: how much time goes into selection and search.
+        effort: how much time goes into selection and search; max trains the result to imitate the dense
+            network, too, where PyTorch is installed.
         budget: seconds for everything; optional stages are left out when they would not fit.
         skip: names of layers that stay as they are; "re:..." is a regular expression.
         threads: that it is to be fast on, None for the physical cores of this process.

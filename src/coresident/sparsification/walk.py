@@ -44,13 +44,13 @@ class Walk:
         if self._kept:
             facts = {name: Fact(a.dtype, ("",) * a.ndim) for name, a in self._kept[0].items()}
             piece = graph.with_(inputs=tuple(facts), facts=facts)
-        live = _live(graph, before)
+        alive = live(graph, before)
         kept: list[dict[str, Array]] | None = []
         size = 0
-        for values in activations(piece, [*wanted, *live], feeds, self._engine):
-            size += sum(values[name].nbytes for name in live)
+        for values in activations(piece, [*wanted, *alive], feeds, self._engine):
+            size += sum(values[name].nbytes for name in alive)
             if kept is not None:
-                kept.append({name: values[name] for name in live})
+                kept.append({name: values[name] for name in alive})
             if size > self._memory:
                 kept = None
             yield {name: values[name] for name in wanted}
@@ -58,7 +58,7 @@ class Walk:
             self._kept = kept
 
 
-def _live(graph: Graph, before: str) -> list[str]:
+def live(graph: Graph, before: str) -> list[str]:
     """What nodes read from one on, of the inputs and of what those before it make of them; what they make of
     constants alone stays with its reader."""
     place = next(i for i, node in enumerate(graph.nodes) if node.name == before)

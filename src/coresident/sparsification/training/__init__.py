@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from coresident.sparsification.training.sparsifier import ScheduledModifierManager, Sparsifier
 
 __all__ = [
+    "HOW",
     "Alternate",
     "Constant",
     "Distil",
@@ -35,15 +36,25 @@ __all__ = [
     "ScheduledModifierManager",
     "Sparsifier",
     "WeightDecay",
+    "is_there",
     "load",
     "require",
 ]
 
 
+HOW = "python -m pip install 'coresident[train]'"
+"""How PyTorch is installed."""
+
+
+def is_there() -> bool:
+    """Whether PyTorch is installed."""
+    return importlib.util.find_spec("torch") is not None
+
+
 def require() -> None:
     """Raise a ResourceError that says how to install PyTorch, where it is missing."""
-    if importlib.util.find_spec("torch") is None:
-        raise ResourceError("training needs PyTorch: python -m pip install 'coresident[train]'")
+    if not is_there():
+        raise ResourceError(f"training needs PyTorch: {HOW}")
 
 
 def __getattr__(name: str) -> Any:
