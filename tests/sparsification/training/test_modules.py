@@ -19,6 +19,8 @@ from coresident.sparsification import allocation  # noqa: E402
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORESIDENT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("coresident.sparsification.verification._SECONDS", 0.02)
+    monkeypatch.setattr("coresident.sparsification.verification._ROUNDS", 2)
 
 
 def _module() -> Any:
