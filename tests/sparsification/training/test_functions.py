@@ -9,10 +9,15 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="gradients need PyTorch: pip install 'coresident[train]'")
 
+from assets import path  # noqa: E402
+
 from coresident.errors import UnsupportedModel  # noqa: E402
 from coresident.graph.expression import COMPARISONS, ELEMENTWISE  # noqa: E402
 from coresident.graph.graph import Fact, Graph, Node  # noqa: E402
 from coresident.graph.operator import evaluate  # noqa: E402
+from coresident.onnx.reader import read  # noqa: E402
+from coresident.sparsification.execution import Engine  # noqa: E402
+from coresident.sparsification.preparation import prepare  # noqa: E402
 from coresident.sparsification.training.differentiable import Differentiable  # noqa: E402
 from coresident.sparsification.training.functions import FUNCTIONS  # noqa: E402
 
@@ -168,3 +173,23 @@ def test_weights_are_taken_as_they_are_given() -> None:
     x, w = floats(2, 3), floats(3, 4)
     found = Differentiable(graph, {"x": x.shape})({"x": torch.from_numpy(x), "w": torch.from_numpy(w)})
     np.testing.assert_allclose(found["y0"].numpy(), x @ w, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["squeezenet", "fastestdet", "face_ultralight", "nuclei_unet2d", "ffn_fib25", "cifar10_resnet"]
+)
+def test_real_networks_are_as_the_engine_runs_them(name: str) -> None:
+    file = min(path("models", name).rglob("*.onnx"))
+    original = read(file.read_bytes())
+    shapes = {
+        n: tuple(d if isinstance(d, int) else 1 for d in original.facts[n].shape) for n in original.inputs
+    }
+    graph = prepare(original, shapes)
+    rng = np.random.default_rng(2)
+    feeds = {n: rng.random(shape).astype(np.float32) for n, shape in shapes.items()}
+    with torch.no_grad():
+        found = Differentiable(graph, shapes)({n: torch.from_numpy(a) for n, a in feeds.items()})
+    with Engine(1).session(graph) as session:
+        wanted = dict(zip(graph.outputs, session.run(None, feeds)))
+    for output, want in wanted.items():
+        np.testing.assert_allclose(found[output].numpy(), want, rtol=0, atol=2e-5 * abs(want).max())
