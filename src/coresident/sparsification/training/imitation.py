@@ -2,7 +2,8 @@
 
 Layers that are solved one by one (`correction`) each make up for what is behind them; trained together they
 share it out. The values between layers tell as much as the outputs, and of many more places: so few pictures
-are enough, seen in parts, mirrored and mixed.
+are enough, seen in parts, mirrored and mixed. Where the zeros are stays as it was solved for: choosing them anew
+on the way, by weights and gradients, lost more than training won (SqueezeNet).
 
 Source: Hinton, Vinyals and Dean 2015 (arXiv 1503.02531); values between layers, Romero et al. 2015 (arXiv
 1412.6550); parts of few pictures, Asano and Saeed 2023 (arXiv 2112.00725); mixtures, Beyer et al. 2022 (arXiv
@@ -45,7 +46,8 @@ WORK, STEPS = 6e13, 3000
 
 RATE, WARM = 5e-3, 50
 """How far a step moves a weight, in units of the root mean square of its layer's; and the steps in which
-that is reached. It falls to nothing like a cosine."""
+that is reached. It falls to nothing like a cosine. (SqueezeNet with 40 % zeros, on 23 pictures that it was not
+trained with, after 1000 steps: divergence 0.058 -> 0.037; with 2e-3, 0.039.)"""
 
 ERRORS = 10.0
 """How much relative errors count beside a divergence of classes: those of the values between layers, and of
@@ -146,8 +148,10 @@ class _Student:
         if key not in self._built:
             part = cut(self.sparse.with_(inputs=self.given, facts=facts), (*self.between, *self.outputs))
             self._built[key] = Differentiable(part, dict(zip(self.given, key)))
-        now = {n: w * self._masks[n] if n in self._masks else w for n, w in self.weights.items()}
-        return self._built[key]({**{name: _tensor(values[name]) for name in self.given}, **now})
+        return self._built[key]({**{name: _tensor(values[name]) for name in self.given}, **self._masked()})
+
+    def _masked(self) -> dict[str, Tensor]:
+        return {n: w * self._masks[n] if n in self._masks else w for n, w in self.weights.items()}
 
     @property
     def wanted(self) -> list[str]:
@@ -156,9 +160,7 @@ class _Student:
 
     def graph(self) -> Graph:
         """The sparse network with the weights as they are now."""
-        with torch.no_grad():
-            now = {n: w * self._masks[n] if n in self._masks else w for n, w in self.weights.items()}
-        arrays = {name: tensor.detach().numpy().copy() for name, tensor in now.items()}
+        arrays = {name: tensor.detach().numpy().copy() for name, tensor in self._masked().items()}
         return self.sparse.with_(initializers={**self.sparse.initializers, **arrays})
 
 
