@@ -2,8 +2,8 @@
 
 Layers that are solved one by one (`correction`) each make up for what is behind them; trained together they
 share it out. The values between layers tell as much as the outputs, and of many more places: so few pictures
-are enough, seen in parts, mirrored and mixed. Where the zeros are stays as it was solved for: choosing them anew
-on the way, by weights and gradients, lost more than training won (SqueezeNet).
+are enough, seen in parts, mirrored and mixed. Where the zeros are stays as it was solved for: choosing them
+anew on the way, by weights and gradients, lost more than training won (SqueezeNet).
 
 Source: Hinton, Vinyals and Dean 2015 (arXiv 1503.02531); values between layers, Romero et al. 2015 (arXiv
 1412.6550); parts of few pictures, Asano and Saeed 2023 (arXiv 2112.00725); mixtures, Beyer et al. 2022 (arXiv
@@ -46,8 +46,8 @@ WORK, STEPS = 6e13, 3000
 
 RATE, WARM = 5e-3, 50
 """How far a step moves a weight, in units of the root mean square of its layer's; and the steps in which
-that is reached. It falls to nothing like a cosine. (SqueezeNet with 40 % zeros, on 23 pictures that it was not
-trained with, after 1000 steps: divergence 0.058 -> 0.037; with 2e-3, 0.039.)"""
+that is reached. It falls to nothing like a cosine. (SqueezeNet with 40 % zeros, on 23 pictures that it was
+not trained with, after 1000 steps: divergence 0.058 -> 0.037; with 2e-3, 0.039.)"""
 
 ERRORS = 10.0
 """How much relative errors count beside a divergence of classes: those of the values between layers, and of
