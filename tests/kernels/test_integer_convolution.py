@@ -396,9 +396,16 @@ def test_strips_that_come_from_memory(segmented: bool, target: str, monkeypatch:
 
 
 @pytest.mark.parametrize("target", [*TARGETS, "16 lanes"])
-@pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("spatial", [(11, 130), (14, 14), (7, 7), (19, 40), (19, 64)])
-@pytest.mark.parametrize("group", [8, 16])
+@pytest.mark.parametrize(
+    ("group", "signed"),
+    [
+        (8, False),
+        (16, True),
+        pytest.param(8, True, marks=pytest.mark.slow),
+        pytest.param(16, False, marks=pytest.mark.slow),
+    ],
+)
 def test_chains_in_segments(
     spatial: tuple[int, int], group: int, signed: bool, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

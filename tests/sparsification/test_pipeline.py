@@ -234,16 +234,12 @@ def test_labels_give_accuracy() -> None:
     assert found.metric == "top-1"
 
 
-@pytest.mark.parametrize("is_there", [True, False])
-def test_most_effort_trains_where_it_can(monkeypatch: pytest.MonkeyPatch, is_there: bool) -> None:
-    if is_there:
-        pytest.importorskip("torch", reason="imitating needs PyTorch: pip install 'coresident[train]'")
-        monkeypatch.setattr("coresident.sparsification.training.imitation.STEPS", 4)
-    monkeypatch.setattr("coresident.sparsification.training.is_there", lambda: is_there)
+def test_most_effort_trains_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="imitating needs PyTorch: pip install 'coresident[train]'")
+    monkeypatch.setattr("coresident.sparsification.training.imitation.STEPS", 4)
     monkeypatch.setattr(search, "_TRIES", dict.fromkeys(search._TRIES, 0))
-    notes = made(sparsity=0.5, quantize="none", effort="max").report.notes
-    said = "for samples kept aside" if is_there else "pip install 'coresident[train]'"
-    assert any(said in note for note in notes)
+    result = made(sparsity=0.5, quantize="none", effort="max")
+    assert any("for samples kept aside" in note for note in result.report.notes)
 
 
 @pytest.mark.parametrize(

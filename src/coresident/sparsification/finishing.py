@@ -75,7 +75,7 @@ def finish(
     if pruned:
         sparse = _corrected(project, sparse, pruned, probes, reference)
         if project.settings.effort == "max" and project.seconds_left > 0:
-            sparse, note = _imitating(project, sparse, pruned, share)
+            sparse, note = imitating(project, sparse, pruned, share)
             notes = (note,)
     if dtype == "float32":
         return Finished(sparse, sparse, {}, notes)
@@ -111,7 +111,7 @@ def _corrected(
     return repaired if loss(repaired) < least else best
 
 
-def _imitating(project: Project, sparse: Graph, pruned: Sequence[Layer], share: float) -> tuple[Graph, str]:
+def imitating(project: Project, sparse: Graph, pruned: Sequence[Layer], share: float) -> tuple[Graph, str]:
     """The network trained to imitate the dense one, where it can be, and what became of it."""
     if not training.is_there():
         return sparse, f"not trained to imitate the dense network, which needs PyTorch: {training.HOW}"

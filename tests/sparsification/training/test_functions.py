@@ -176,7 +176,15 @@ def test_weights_are_taken_as_they_are_given() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["squeezenet", "fastestdet", "face_ultralight", "nuclei_unet2d", "ffn_fib25", "cifar10_resnet"]
+    "name",
+    [
+        "fastestdet",
+        "face_ultralight",
+        "ffn_fib25",
+        "cifar10_resnet",
+        pytest.param("squeezenet", marks=pytest.mark.slow),
+        pytest.param("nuclei_unet2d", marks=pytest.mark.slow),
+    ],
 )
 def test_real_networks_are_as_the_engine_runs_them(name: str) -> None:
     file = min(path("models", name).rglob("*.onnx"))

@@ -51,7 +51,8 @@ def test_a_module_becomes_the_network_that_it_is() -> None:
     module, pictures = _module(), _pictures()
     samples = [{"picture": one[None]} for one in pictures]
     shapes = {"picture": (1, 3, 12, 12)}
-    result = sparsify(module, samples, shapes=shapes, sparsity=0.0, quantize="none", threads=1)
+    asked = {"sparsity": 0.0, "quantize": "none", "effort": "fast", "threads": 1}
+    result = sparsify(module, samples, shapes=shapes, **asked)
     assert module.training, "it is left as it was"
     with torch.no_grad():
         wanted = module.eval()(torch.from_numpy(pictures)).numpy()

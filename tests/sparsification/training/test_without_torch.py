@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import cast
 
 import pytest
 
 from coresident.cli import main as cli
 from coresident.errors import ResourceError
-from coresident.sparsification import training
+from coresident.graph.graph import Graph
+from coresident.sparsification import finishing, training
+from coresident.sparsification.project import Project
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +31,10 @@ def test_sparsifier_says_what_to_install() -> None:
 def test_command_says_what_to_install(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["finetune", "a.py:f", "--data", "x", "-o", "y"]) == 1
     assert "coresident[train]" in capsys.readouterr().err
+
+
+def test_most_effort_says_what_to_install() -> None:
+    graph = Graph((), (), (), {}, {})
+    found, note = finishing.imitating(cast(Project, None), graph, (), 1.0)
+    assert found is graph
+    assert "pip install 'coresident[train]'" in note
