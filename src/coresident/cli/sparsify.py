@@ -220,6 +220,8 @@ def _tell(report: Report, out: Path) -> None:
     if report.accuracy is not None:
         one = report.accuracy
         console.say(f"{one.metric} {one.before:.4g} became {one.after:.4g}")
+    for note in report.notes:
+        console.say(note)
     console.say(f"written to {out}; report.md there says more")
 
 

@@ -200,7 +200,7 @@ def _is_bias(graph: Graph, name: str) -> bool:
 
 
 def _reasons(graph: Graph, found: Sequence[Layer], readings: Mapping[str, int]) -> dict[str, str]:
-    last = _last(graph, found)
+    last = last_layers(graph, found)
     reasons: dict[str, str] = {}
     for layer in found:
         why = ""
@@ -225,8 +225,8 @@ def _reasons(graph: Graph, found: Sequence[Layer], readings: Mapping[str, int]) 
     return reasons
 
 
-def _last(graph: Graph, found: Sequence[Layer]) -> set[str]:
-    """The layers behind which no other layer stands."""
+def last_layers(graph: Graph, found: Sequence[Layer]) -> set[str]:
+    """Names of the layers behind which no other layer stands."""
     # The expectation over bins of a box edge (YOLOv8's DFL) is written as a convolution; it is no layer of
     # the network's own.
     own = {

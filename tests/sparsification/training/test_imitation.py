@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="imitating needs PyTorch: pip instal
 
 from coresident.errors import UnsupportedModel  # noqa: E402
 from coresident.graph.graph import Fact, Graph, Node  # noqa: E402
-from coresident.sparsification import data  # noqa: E402
+from coresident.sparsification import data, finishing  # noqa: E402
 from coresident.sparsification.agreement import Task  # noqa: E402
 from coresident.sparsification.checkpoint import Checkpoint  # noqa: E402
 from coresident.sparsification.execution import Engine  # noqa: E402
@@ -41,6 +41,11 @@ def network(end: str = "classes") -> Graph:
         nodes.append(Node("HardSwish" if place == 1 else "Relu", (name,), (f"{name}.a",), {}, f"{name}.a"))
     if end == "map":
         nodes.append(Node("LRN", ("third.a",), ("y",), {"size": 3}, "end"))
+    elif end == "pooled":
+        nodes += [
+            Node("GlobalAveragePool", ("third.a",), ("pooled",), {}, "pooled"),
+            Node("Flatten", ("pooled",), ("y",), {}, "end"),
+        ]
     else:
         constants["fc"] = rng.standard_normal((CHANNELS, CLASSES)).astype(np.float32)
         nodes += [
@@ -161,6 +166,36 @@ def test_without_time_it_stays_as_it_is() -> None:
     assert trained is sparse
 
 
+def test_what_the_last_layer_makes_is_imitated_before_it_is_averaged() -> None:
+    work = project(graph=network("pooled"))
+    sparse = halved(work)
+    pruned = [layer for layer in work.layers if layer.name in PRUNED]
+    student = imitation._Student(work, sparse, pruned)
+    assert student.outputs == ("y",)
+    assert student.between == ("second.a", "third")
+
+
 def test_operators_without_a_gradient_are_named() -> None:
     with pytest.raises(UnsupportedModel, match="LRN"):
         imitated(project(graph=network("map"), task="other"))
+
+
+@pytest.mark.parametrize("size", [1 << 60, None])
+def test_without_memory_it_stays_as_it_is_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, size: int | None
+) -> None:
+    def allocate(*_: object) -> None:
+        if size is None:
+            raise RuntimeError("expected scalar type Float but found Double")
+        torch.empty(size)
+
+    monkeypatch.setattr(imitation, "_trained", allocate)
+    work = project()
+    sparse, pruned = halved(work), [layer for layer in work.layers if layer.name in PRUNED]
+    if size is None:
+        with pytest.raises(RuntimeError, match="scalar type"):
+            finishing.imitating(work, sparse, pruned, 1.0)
+        return
+    kept, note = finishing.imitating(work, sparse, pruned, 1.0)
+    assert kept is sparse
+    assert "not enough memory" in note
