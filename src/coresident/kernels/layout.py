@@ -100,6 +100,24 @@ class Layout:
             fill=fill,
         )
 
+    @staticmethod
+    def phased(shape: Sequence[int], rows: Sequence[int], slack: int, itemsize: int = 4) -> Layout:
+        """[N][C][phases][planes], all of each plane written: no halo.
+
+        Args:
+            shape: (N, C, phases, spatial...).
+            rows: strides of the spatial dimensions.
+            slack: elements that a run may overshoot.
+            itemsize: bytes of an element.
+        """
+        n, c, phases, *spatial = shape
+        line = 64 // itemsize
+        span = sum((size - 1) * s for size, s in zip(spatial, rows)) + 1
+        # An odd number of lines, as for `planar`.
+        plane = (-(-(span + slack) // line) | 1) * line
+        strides = (c * phases * plane, phases * plane, plane, *rows)
+        return Layout(tuple(shape), strides, 0, n * c * phases * plane + slack, ((0, 0),) * len(shape), slack)
+
     def blocked(self, lanes: int, channels: int | None = None) -> Layout:
         """[N][blocks][C][lanes] of the pixels that these planes have: those between their rows, too.
 

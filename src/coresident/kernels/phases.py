@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -65,26 +65,16 @@ def split(plan: Plan, x: Tensor, w: Window, target: Layout) -> Split:
     low = [min(v, 0) for v in low]
     lanes = plan.target.lanes(F32)
     spatial = tuple(h - b for h, b in zip(high, low))
-    line = 16
     strides = [1] * len(spatial)
     for dim in range(len(spatial) - 2, -1, -1):
         strides[dim] = strides[dim + 1] * spatial[dim + 1]
     if all(have >= needed for have, needed in zip(target.strides[2:], strides)):
         strides = list(target.strides[2:])
-    span = sum((size - 1) * s for size, s in zip(spatial, strides)) + 1
-    plane = (-(-(span + lanes) // line) | 1) * line
     n, c = x.shape[:2]
     shift = -sum(b * s for b, s in zip(low, strides))
-    layout = Layout(
-        (n, c, len(kept), *spatial),
-        (c * len(kept) * plane, len(kept) * plane, plane, *strides),
-        0,
-        n * c * len(kept) * plane + lanes,
-        ((0, 0),) * (3 + len(spatial)),
-        slack=lanes,
-    )
+    layout = Layout.phased((n, c, len(kept), *spatial), strides, lanes)
     tensor = plan.temporary(layout, np.float32)
-    moved = Layout(layout.shape, layout.strides, shift, layout.extent, layout.halo, lanes)
+    moved = replace(layout, origin=shift)
     return Split(
         Tensor("", tensor.dtype, moved, tensor.storage),
         {phase: i for i, phase in enumerate(kept)},

@@ -226,23 +226,11 @@ def phase_planes(plan: Plan, x: Tensor, shape: Sequence[int], dtype: np.dtype[An
     """A temporary [N][C][phases][spatial...] with the input's gaps between rows where it is large enough
     for that."""
     spatial = shape[3:]
-    lanes = plan.target.lanes(F32)
     strides = list(x.layout.strides[2:])
     if any(size > have for size, have in zip(spatial, x.shape[2:])):
         strides = [math.prod(spatial[d + 1 :]) for d in range(len(spatial))]
-    span = sum((size - 1) * s for size, s in zip(spatial, strides)) + 1
-    line = 64 // dtype.itemsize
-    lanes = max(lanes, 32 // dtype.itemsize)
-    plane = (-(-(span + lanes) // line) | 1) * line
-    n, c, p = shape[:3]
-    layout = Layout(
-        tuple(shape),
-        (c * p * plane, p * plane, plane, *strides),
-        0,
-        n * c * p * plane + lanes,
-        ((0, 0),) * len(shape),
-        lanes,
-    )
+    slack = max(plan.target.lanes(F32), 32 // dtype.itemsize)
+    layout = Layout.phased(shape, strides, slack, dtype.itemsize)
     return plan.temporary(layout, dtype)
 
 
