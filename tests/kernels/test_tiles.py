@@ -55,6 +55,10 @@ def test_threads_that_share_evenly_wait_for_nobody() -> None:
     assert unevenness(cut(13, 64, 1, 2, 1e6), [4] * 13, 2) == pytest.approx(14 / 13)
     sizes = [5, 5, 5, 5, 5, 1, 5, 5, 5, 5, 5]
     assert unevenness(cut(11, 64, 1, 2, 1e6), sizes, 2) == pytest.approx(52 / 51)
+    # Who is done takes what nobody has begun.
+    assert unevenness(Cut(6, 6, 1, 1, 1, 1), [5, 5, 5, 3, 3, 3], 2) == pytest.approx(28 / 24)
+    assert unevenness(Cut(6, 6, 1, 1, 1, 1), [5, 5, 5, 5, 5, 3], 2) == pytest.approx(30 / 28)
+    assert unevenness(Cut(8, 8, 1, 1, 1, 1), [5, 5, 5, 5, 2, 2, 2, 2], 2) == pytest.approx(30 / 28)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4, 6, 16])
@@ -74,6 +78,10 @@ def test_tiles_at_which_threads_meet_are_cut_by_rows(threads: int) -> None:
         assert (done == 1).all()
         assert work.begun == len(work.pieces)
         assert work.tasks == len(work.pieces)
+        whole = [(first, end) == (0, work.row_parts) for _, _, first, end in work.pieces]
+        starts = [-(-len(whole) * thread // threads) for thread in range(threads + 1)]
+        if threads == 2:
+            assert all(sorted(own, reverse=True) == own for own in (whole[: starts[1]], whole[starts[1] :]))
         before, after = (unevenness(way, [1] * tiles_, threads) for way in (grid, work))
         assert (after, work.begun) < (before, grid.begun)
     assert (cut_any > 0) == (threads > 1)

@@ -211,16 +211,18 @@ def evened(work: Cut, threads: int) -> Cut:
     parts = threads // math.gcd(left, threads)
     if work.rows < parts * work.row_unit:
         return work
-    # In parts of the rows of one tile: where tiles begin, and where each thread does.
-    begins = {
-        *range(0, tiles * parts, parts),
-        *(tiles * parts * thread // threads for thread in range(threads)),
-    }
-    pieces = tuple(
-        (first // parts, first // parts + 1, first % parts, (end - 1) % parts + 1)
-        for first, end in itertools.pairwise([*sorted(begins), tiles * parts])
-    )
-    even = replace(work, tile_parts=tiles, row_parts=parts, pieces=pieces)
+    # In parts of the rows of one tile: where each thread begins.
+    bounds = [tiles * parts * thread // threads for thread in range(threads + 1)]
+    pieces: list[tuple[int, int, int, int]] = []
+    for first, end in itertools.pairwise(bounds):
+        begins = [first, *range(-(-(first + 1) // parts) * parts, end, parts), end]
+        own = [
+            (at // parts, at // parts + 1, at % parts, (to - 1) % parts + 1)
+            for at, to in itertools.pairwise(begins)
+        ]
+        # Whole tiles first: they hide what a thread's first code and weights take to come.
+        pieces += sorted(own, key=lambda piece: piece[3] - piece[2] < parts)
+    even = replace(work, tile_parts=tiles, row_parts=parts, pieces=tuple(pieces))
     # Threads start with equal numbers of tasks, which may be of unequal size where there are many threads.
     return min(work, even, key=lambda way: (unevenness(way, [1] * tiles, threads), way.begun))
 
@@ -249,8 +251,14 @@ def unevenness(work: Cut, tiles: Sequence[int], threads: int, rows: Sequence[int
         ] * work.batch
     # Each starts with its share of the tasks, and takes those that others have not begun.
     bounds = [-(-len(tasks) * thread // threads) for thread in range(threads + 1)]
-    owned = max(sum(tasks[first:end]) for first, end in itertools.pairwise(bounds))
-    busy = [0] * threads
-    for size in tasks:
-        busy[busy.index(min(busy))] += size
-    return min(owned, max(busy)) * threads / max(sum(busy), 1)
+    begun, busy = bounds[:-1], [0] * threads
+    for _ in tasks:
+        first = busy.index(min(busy))
+        owner = next(
+            one % threads
+            for one in range(first, first + threads)
+            if begun[one % threads] < bounds[one % threads + 1]
+        )
+        busy[first] += tasks[begun[owner]]
+        begun[owner] += 1
+    return max(busy) * threads / max(sum(busy), 1)
