@@ -10,10 +10,11 @@ import pytest
 from guarded import Bench, check_emission, check_lowering, random_array, random_layout
 from support import EMIT_TARGETS, HOST, RUN_TARGETS, TARGETS, check_node, graph_of, run_graph
 
+from coresident.codegen.types import F32
 from coresident.errors import UnsupportedModel
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Node
-from coresident.kernels import matmul, matmul_sparse
+from coresident.kernels import matmul, matmul_dense, matmul_sparse
 from coresident.kernels.lowering import Plan
 from coresident.kernels.product import Product
 
@@ -53,6 +54,16 @@ def test_constant_weights(seed: int, target: str) -> None:
     a, w = random_array(rng, (2, m, k)[seed % 2 :], np.float32), random_array(rng, (k, n), np.float32)
     node = Node("MatMul", ("a", "w"), ("y",), {}, "product")
     check_node(node, {"a": a}, {"w": w}, target=target, threads=1 + seed % 2, tolerance=_tolerance(k))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_threads_share_the_panels_of_a_few_rows_evenly(threads: int, target: str) -> None:
+    for n in range(1000, 1100, 7):
+        columns = -(-n // RUN_TARGETS[target].lanes(F32))
+        vectors = matmul_dense.choose_tile(RUN_TARGETS[target], 1, n, threads).vectors
+        most = -(-columns // vectors) / threads
+        assert np.ceil(most) * vectors * threads < 1.13 * columns
 
 
 @pytest.mark.parametrize("target", TARGETS)

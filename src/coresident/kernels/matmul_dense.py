@@ -89,6 +89,10 @@ def choose_tile(target: Target, m: int, n: int, threads: int) -> Tile:
                 for r, count in _counts(m, rows)
                 for v, others in _counts(columns, vectors)
             )
+            if m < FEW_ROWS and threads > 1:
+                # The thread that has most of the panels is waited for.
+                panels = -(-columns // vectors)
+                cycles *= -(-panels // threads) * threads * vectors / columns
             # Equal otherwise: the larger tile reads less.
             if cycles < fewest * (1 - 1e-9) or (
                 cycles < fewest * 1.02 and rows * vectors > best.rows * best.vectors
