@@ -11,6 +11,7 @@ from support import HOST, RUN_TARGETS, TARGETS, few, graph_of, run_graph
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operator import evaluate
+from coresident.schedule import planner
 from coresident.schedule.planner import Planner
 
 Array = np.ndarray[Any, Any]
@@ -124,3 +125,56 @@ def test_copies_of_inputs_lie_as_what_is_made_from_them(target: str) -> None:
     assert planner.planar("x").layout.strides[2:] == planner.tensor("h").layout.strides[2:]
     first = next(step for step in planner.program().steps if "first" in str(step.info.get("nodes")))
     assert "flat" in str(first.info["tile"])
+
+
+def widening(seed: int) -> tuple[Graph, dict[str, Array]]:
+    """Convolutions of one pixel or 3x3, dense or sparse, each with a depthwise or larger one behind it."""
+    rng = np.random.default_rng(seed)
+    height, width = (int(size) for size in rng.integers(5, 40, 2))
+    nodes, constants, read, channels = [], {}, "x", 3
+    for place in range(3):
+        outputs, size = int(rng.integers(3, 40)), int(rng.choice([3, 5]))
+        first = int(rng.choice([1, 1, 3]))
+        more: dict[str, Any] = {"kernel_shape": (first, first), "pads": (first // 2,) * 4}
+        nodes.append(Node("Conv", (read, f"w{place}"), (f"a{place}",), more, f"a{place}"))
+        made = rng.standard_normal((outputs, channels, first, first)).astype(np.float32)
+        constants[f"w{place}"] = np.where(rng.random(made.shape) < rng.choice([0.2, 1]), made, np.float32(0))
+        channels = outputs
+        groups = channels if rng.random() < 0.5 else 1
+        more = {"kernel_shape": (size, size), "pads": (size // 2,) * 4, "group": groups}
+        nodes.append(Node("Conv", (f"a{place}", f"v{place}"), (f"b{place}",), more, f"b{place}"))
+        constants[f"v{place}"] = rng.standard_normal((channels, channels // groups, size, size), np.float32)
+        read = f"b{place}"
+    x = rng.standard_normal((1, 3, height, width), dtype=np.float32)
+    return graph_of(nodes, {"x": x}, [read], constants), {"x": x}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("seed", few(range(48), 8))
+def test_halos_of_shared_memory_are_written_in_every_call(
+    seed: int, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(planner, "_KEPT_SHARE", 2.0)
+    graph, feeds = widening(seed)
+    (got,) = run_graph(graph, feeds, RUN_TARGETS[target], 1 + seed % 2)
+    wanted = evaluate(graph, feeds)[graph.outputs[0]]
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * float(np.abs(wanted).max()))
+
+
+def test_what_lies_between_rows_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By who makes the planes where it can, and with the halo else."""
+    monkeypatch.setattr(planner, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(planner, "_KEPT_SHARE", 2.0)
+
+    def around(graph: Graph) -> int:
+        program = Planner(graph, HOST, 1).program()
+        assert not program.preparation
+        return sum(step.info["bytes"] for step in program.steps if step.info["op"] == "Halo")
+
+    graphs = [widening(seed)[0] for seed in range(8)]
+    narrow = [around(graph) for graph in graphs]
+    monkeypatch.setattr(Planner, "_narrow_halos", lambda self: None)
+    whole = [around(graph) for graph in graphs]
+    assert all(a <= b for a, b in zip(narrow, whole))
+    assert sum(narrow) < 0.9 * sum(whole)

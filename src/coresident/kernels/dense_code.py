@@ -214,5 +214,6 @@ def emit(
         writes=[out],
         over=epilogue.tensors,
         barrier=barrier,
+        between=frame.writes_gaps,
         info=details,
     )

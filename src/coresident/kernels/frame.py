@@ -176,6 +176,11 @@ class Frame:
     far: bool
     pool: PoolStore | None = None
 
+    @property
+    def writes_gaps(self) -> bool:
+        """Whether what lies between the output's rows is written with them."""
+        return self.output.mask is not None and self.output.merged is None
+
     @staticmethod
     def open(
         f: Function,

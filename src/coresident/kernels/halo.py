@@ -39,10 +39,25 @@ def zero_halo(plan: Plan, tensor: Tensor) -> None:
 
     None is emitted where there is no halo.
     """
-    items = folded(runs(tensor.layout))
+    made = writer(plan, tensor)
+    if made is None:
+        return
+    f, tasks, size = made
+    info = {"op": "Halo", "kernel": "zeros around planes", "bytes": size}
+    plan.step(f, [operand(tensor)], tasks, writes=[tensor], barrier=False, info=info)
+
+
+def writer(plan: Plan, tensor: Tensor, ends: bool = False) -> tuple[Function, int, int] | None:
+    """The kernel, its number of tasks and the bytes that they write; None where there is nothing to write.
+
+    Args:
+        ends: leave out what lies between a plane's first pixel and its last.
+    """
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape[2:], tensor.layout.strides[2:]))
+    items = folded([run for run in runs(tensor.layout) if not ends or not 0 <= run[0] <= last])
     planes = math.prod(tensor.shape[:2])
     if not items or planes == 0:
-        return
+        return None
     outer = Layout(tensor.shape[:2], tensor.layout.strides[:2], 0, 0, ((0, 0),) * 2)
     loops = dimensions([outer])
     stores = planes * sum(_count(item) for item in items)
@@ -52,17 +67,10 @@ def zero_halo(plan: Plan, tensor: Tensor) -> None:
     f, pointers = entry.function(plan.target, "zero_halo")
     with entry.rows(f, pointers, len(loops)) as (here, _, _):
         _emit(f, here[0], items, tensor.dtype, tensor.layout.fill)
-    plan.step(
-        f,
-        [operand(tensor)],
-        split.tasks,
-        writes=[tensor],
-        barrier=False,
-        info={"op": "Halo", "kernel": "zeros around planes", "bytes": stores * tensor.dtype.itemsize},
-    )
+    return f, split.tasks, stores * tensor.dtype.itemsize
 
 
-def runs(layout: Layout) -> list[Item]:
+def runs(layout: Layout) -> list[tuple[int, int]]:
     """The halo of one plane as (first element, length), counted from the plane's element 0."""
     shape, strides, halo = layout.shape[2:], layout.strides[2:], layout.halo[2:]
     first = 0

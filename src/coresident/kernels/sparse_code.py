@@ -203,7 +203,17 @@ def emit(
     reads = [g.source, *epilogue.tensors]
     over = epilogue.tensors if choice.packing is None and not choice.tiles.overlap else ()
     made = [out] if pool is None else [out, pool.y]
-    plan.step(f, operands, work.tasks, reads=reads, writes=made, over=over, barrier=barrier, info=details)
+    plan.step(
+        f,
+        operands,
+        work.tasks,
+        reads=reads,
+        writes=made,
+        over=over,
+        barrier=barrier,
+        between=frame.writes_gaps,
+        info=details,
+    )
 
 
 def _stream(

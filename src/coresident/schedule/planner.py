@@ -18,7 +18,7 @@ from coresident.codegen.target import Target
 from coresident.codegen.types import F32
 from coresident.errors import Error, UnsupportedModel
 from coresident.graph.graph import Fact, Graph, Node
-from coresident.kernels import movement, stripes
+from coresident.kernels import halo, movement, stripes
 from coresident.kernels.families import FAMILIES
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Address, Operand, Tensor
@@ -96,6 +96,8 @@ class Planner:
         self._code = Compilation(target, cpu.usable_cores().count, kernels)
         self._steps: list[tuple[str, tuple[Operand, ...], int, bool, dict[str, Any]]] = []
         self._once: set[int] = set()
+        self._halos: dict[int, tuple[int, Tensor]] = {}
+        self._between: dict[int, list[bool]] = {}
         self._readers = graph.consumers()
         self._included: set[str] = set()
         self._over: list[tuple[int, int, int]] = []
@@ -208,9 +210,9 @@ class Planner:
 
     def temporary(self, layout: Layout, dtype: np.dtype[Any] | type) -> Tensor:
         kind = np.dtype(dtype)
-        buffer = _Buffer((layout.extent + layout.slack) * kind.itemsize + _LINE)
+        buffer, number = _Buffer((layout.extent + layout.slack) * kind.itemsize + _LINE), len(self._buffers)
         self._buffers.append(buffer)
-        tensor = Tensor("", kind, layout, Address("arena", len(self._buffers) - 1))
+        tensor = Tensor("", kind, layout, Address("arena", number))
         if any(map(any, layout.halo)):
             first = len(self._steps)
             movement.zero_halo(self, tensor)
@@ -219,6 +221,9 @@ class Planner:
                 buffer.layout = (kind, layout)
                 buffer.steps.clear()
                 self._once.update(range(first, len(self._steps)))
+            elif first < len(self._steps):
+                self._halos[number] = first, tensor
+            self._between[number] = []
         return tensor
 
     def constant(self, array: np.ndarray[Any, Any]) -> Address:
@@ -266,9 +271,13 @@ class Planner:
         writes: Sequence[Tensor] = (),
         over: Sequence[Tensor] = (),
         barrier: bool = True,
+        between: bool = False,
         info: dict[str, Any] | None = None,
     ) -> None:
         index = len(self._steps)
+        for written in writes:
+            if written.storage.kind == "arena":
+                self._between.setdefault(written.storage.buffer, []).append(between)
         for old, new in itertools.product(over, writes):
             alike = {(t.storage.kind, t.storage.offset, t.dtype, t.layout) for t in (old, new)}
             # What is convolved, too, is read by other tasks around what one writes.
@@ -345,6 +354,7 @@ class Planner:
             except Error as error:
                 shapes = tuple(fact and fact.shape for fact in map(self.graph.fact, node.inputs))
                 raise error.at(node=self._node, op=node.op, shape=shapes) from error
+        self._narrow_halos()
         for i, name in enumerate(self.graph.outputs):
             elsewhere = {*self.graph.inputs, *self.graph.initializers, *self._places, *self.graph.outputs[:i]}
             if name in elsewhere:
@@ -356,6 +366,19 @@ class Planner:
                     replace(source, layout=Layout.contiguous(source.shape), storage=Address("output", i)),
                     {"op": "Copy"},
                 )
+
+    def _narrow_halos(self) -> None:
+        """Of halos that are written in every call, what lies between rows is left to who writes it anyway: a
+        line for each row, which else would come from memory twice."""
+        for number, (index, tensor) in self._halos.items():
+            if self._between[number] != [True]:
+                continue
+            made = halo.writer(self, tensor, ends=True)
+            if made is not None:
+                function, tasks, size = made
+                _, operands, _, barrier, details = self._steps[index]
+                details = {**details, "bytes": size}
+                self._steps[index] = self._symbol(function), operands, tasks, barrier, details
 
     def _memory(self) -> tuple[list[int], int]:
         groups, group = [], 0
