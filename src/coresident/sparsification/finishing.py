@@ -74,7 +74,7 @@ def finish(
     notes: tuple[str, ...] = ()
     if pruned:
         sparse = _corrected(project, sparse, pruned, probes, reference)
-        if project.settings.effort == "max" and project.seconds_left > 0:
+        if project.settings.effort == "max":
             sparse, note = imitating(project, sparse, pruned, share)
             notes = (note,)
     if dtype == "float32":
@@ -115,6 +115,8 @@ def imitating(project: Project, sparse: Graph, pruned: Sequence[Layer], share: f
     """The network trained to imitate the dense one, where it can be, and what became of it."""
     if not training.is_there():
         return sparse, f"not trained to imitate the dense network, which needs PyTorch: {training.HOW}"
+    if project.seconds_left <= 0:
+        return sparse, "not trained to imitate the dense network: there is no time left for it"
     from coresident.sparsification.training.imitation import imitate
 
     try:

@@ -164,6 +164,9 @@ def test_what_makes_it_worse_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_time_it_stays_as_it_is() -> None:
     sparse, trained = imitated(project(deadline=0.0))
     assert trained is sparse
+    kept, note = finishing.imitating(project(deadline=0.0), sparse, (), 1.0)
+    assert kept is sparse
+    assert "no time" in note
 
 
 def test_what_the_last_layer_makes_is_imitated_before_it_is_averaged() -> None:
