@@ -220,7 +220,8 @@ def evened(work: Cut, threads: int) -> Cut:
             (at // parts, at // parts + 1, at % parts, (to - 1) % parts + 1)
             for at, to in itertools.pairwise(begins)
         ]
-        # Whole tiles first: they hide what a thread's first code and weights take to come.
+        # Whole tiles first: they hide what a thread's first code and weights take to come (convolutions of
+        # one pixel at 28 x 28 with 80 % zeros became 1.05 to 1.2 times as fast).
         pieces += sorted(own, key=lambda piece: piece[3] - piece[2] < parts)
     even = replace(work, tile_parts=tiles, row_parts=parts, pieces=tuple(pieces))
     # Threads start with equal numbers of tasks, which may be of unequal size where there are many threads.
