@@ -154,7 +154,7 @@ class Bench:
         writes: Sequence[Tensor] = (),
         over: Sequence[Tensor] = (),
         barrier: bool = True,
-        between: bool = False,
+        gaps: bool = False,
         info: dict[str, Any] | None = None,
     ) -> None:
         self.infos.append(dict(info or {}))

@@ -80,7 +80,7 @@ def test_tiles_at_which_threads_meet_are_cut_by_rows(threads: int) -> None:
         assert work.tasks == len(work.pieces)
         whole = [(first, end) == (0, work.row_parts) for _, _, first, end in work.pieces]
         starts = [-(-len(whole) * thread // threads) for thread in range(threads + 1)]
-        if threads == 2:
+        if threads == 2:  # more may start within what was made for another
             assert all(sorted(own, reverse=True) == own for own in (whole[: starts[1]], whole[starts[1] :]))
         before, after = (unevenness(way, [1] * tiles_, threads) for way in (grid, work))
         assert (after, work.begun) < (before, grid.begun)

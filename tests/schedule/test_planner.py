@@ -149,23 +149,26 @@ def widening(seed: int) -> tuple[Graph, dict[str, Array]]:
     return graph_of(nodes, {"x": x}, [read], constants), {"x": x}
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("seed", few(range(48), 8))
-def test_halos_of_shared_memory_are_written_in_every_call(
-    seed: int, target: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halos are written in every call, however small they are."""
     monkeypatch.setattr(planner, "_KEPT_BYTES", 0)
     monkeypatch.setattr(planner, "_KEPT_SHARE", 2.0)
+
+
+@pytest.mark.usefixtures("shared_memory")
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("seed", few(range(48), 8))
+def test_halos_of_shared_memory_are_written_in_every_call(seed: int, target: str) -> None:
     graph, feeds = widening(seed)
     (got,) = run_graph(graph, feeds, RUN_TARGETS[target], 1 + seed % 2)
     wanted = evaluate(graph, feeds)[graph.outputs[0]]
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * float(np.abs(wanted).max()))
 
 
+@pytest.mark.usefixtures("shared_memory")
 def test_what_lies_between_rows_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """By who makes the planes where it can, and with the halo else."""
-    monkeypatch.setattr(planner, "_KEPT_BYTES", 0)
-    monkeypatch.setattr(planner, "_KEPT_SHARE", 2.0)
 
     def around(graph: Graph) -> int:
         program = Planner(graph, HOST, 1).program()

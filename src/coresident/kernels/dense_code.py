@@ -214,6 +214,6 @@ def emit(
         writes=[out],
         over=epilogue.tensors,
         barrier=barrier,
-        between=frame.writes_gaps,
+        gaps=frame.writes_gaps,
         info=details,
     )

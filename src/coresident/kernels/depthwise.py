@@ -104,8 +104,8 @@ def emit(
     ]
     shown = f"{t.vectors} vectors{', flat' if t.flat else ''}"
     details = {**info, "kernel": "depthwise", "tile": shown, "estimated_cycles": total}
-    reads, between = [g.source, *epilogue.tensors], frame.writes_gaps
-    plan.step(f, operands, work.tasks, reads=reads, writes=[out], between=between, info=details)
+    reads, gaps = [g.source, *epilogue.tensors], frame.writes_gaps
+    plan.step(f, operands, work.tasks, reads=reads, writes=[out], gaps=gaps, info=details)
 
 
 def _rows(

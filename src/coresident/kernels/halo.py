@@ -39,7 +39,7 @@ def zero_halo(plan: Plan, tensor: Tensor) -> None:
 
     None is emitted where there is no halo.
     """
-    made = writer(plan, tensor)
+    made = filling(plan, tensor)
     if made is None:
         return
     f, tasks, size = made
@@ -47,8 +47,8 @@ def zero_halo(plan: Plan, tensor: Tensor) -> None:
     plan.step(f, [operand(tensor)], tasks, writes=[tensor], barrier=False, info=info)
 
 
-def writer(plan: Plan, tensor: Tensor, ends: bool = False) -> tuple[Function, int, int] | None:
-    """The kernel, its number of tasks and the bytes that they write; None where there is nothing to write.
+def filling(plan: Plan, tensor: Tensor, ends: bool = False) -> tuple[Function, int, int] | None:
+    """The kernel that does so, its number of tasks and the bytes that they write; None where there are none.
 
     Args:
         ends: leave out what lies between a plane's first pixel and its last.

@@ -152,7 +152,7 @@ class Plan(Protocol):
         writes: Sequence[Tensor] = (),
         over: Sequence[Tensor] = (),
         barrier: bool = True,
-        between: bool = False,
+        gaps: bool = False,
         info: dict[str, Any] | None = None,
     ) -> None:
         """Add a step. The function's name may be any; equal code is kept once.
@@ -166,7 +166,7 @@ class Plan(Protocol):
             over: of `reads`, those whose place what is written may take if nothing reads them afterwards: an
                 element is written once, after the elements in its place have been read, by the same task.
             barrier: False if the next step may run beside this one.
-            between: whether it writes what lies between the rows of what it writes, too, as the halo is.
+            gaps: whether it writes those between the rows of `writes`, too, with what their halos hold.
             info: what `analyze` shows: op, kernel, tile, macs, nonzero_macs, sparsity, pattern, why (a list
                 of reasons why it is not sparse, not fused or slow).
         """

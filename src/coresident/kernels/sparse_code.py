@@ -211,7 +211,7 @@ def emit(
         writes=made,
         over=over,
         barrier=barrier,
-        between=frame.writes_gaps,
+        gaps=frame.writes_gaps,
         info=details,
     )
 

@@ -48,11 +48,15 @@ class _Buffer:
         size: in bytes.
         layout: None unless its halo stays from call to call: only buffers of this layout share its memory.
         steps: that touch it.
+        halo: step that writes it in every call, and whose it is; None if none does.
+        gaps: of each step that writes elements, whether it writes the gaps between rows, too.
     """
 
     size: int
     layout: tuple[np.dtype[Any], Layout] | None = None
     steps: list[int] = field(default_factory=list)
+    halo: tuple[int, Tensor] | None = None
+    gaps: list[bool] = field(default_factory=list)
 
 
 class Planner:
@@ -96,8 +100,6 @@ class Planner:
         self._code = Compilation(target, cpu.usable_cores().count, kernels)
         self._steps: list[tuple[str, tuple[Operand, ...], int, bool, dict[str, Any]]] = []
         self._once: set[int] = set()
-        self._halos: dict[int, tuple[int, Tensor]] = {}
-        self._between: dict[int, list[bool]] = {}
         self._readers = graph.consumers()
         self._included: set[str] = set()
         self._over: list[tuple[int, int, int]] = []
@@ -210,9 +212,9 @@ class Planner:
 
     def temporary(self, layout: Layout, dtype: np.dtype[Any] | type) -> Tensor:
         kind = np.dtype(dtype)
-        buffer, number = _Buffer((layout.extent + layout.slack) * kind.itemsize + _LINE), len(self._buffers)
+        buffer = _Buffer((layout.extent + layout.slack) * kind.itemsize + _LINE)
         self._buffers.append(buffer)
-        tensor = Tensor("", kind, layout, Address("arena", number))
+        tensor = Tensor("", kind, layout, Address("arena", len(self._buffers) - 1))
         if any(map(any, layout.halo)):
             first = len(self._steps)
             movement.zero_halo(self, tensor)
@@ -222,8 +224,8 @@ class Planner:
                 buffer.steps.clear()
                 self._once.update(range(first, len(self._steps)))
             elif first < len(self._steps):
-                self._halos[number] = first, tensor
-            self._between[number] = []
+                buffer.halo = first, tensor
+            buffer.gaps.clear()
         return tensor
 
     def constant(self, array: np.ndarray[Any, Any]) -> Address:
@@ -271,13 +273,13 @@ class Planner:
         writes: Sequence[Tensor] = (),
         over: Sequence[Tensor] = (),
         barrier: bool = True,
-        between: bool = False,
+        gaps: bool = False,
         info: dict[str, Any] | None = None,
     ) -> None:
         index = len(self._steps)
-        for written in writes:
-            if written.storage.kind == "arena":
-                self._between.setdefault(written.storage.buffer, []).append(between)
+        for tensor in writes:
+            if tensor.storage.kind == "arena":
+                self._buffers[tensor.storage.buffer].gaps.append(gaps)
         for old, new in itertools.product(over, writes):
             alike = {(t.storage.kind, t.storage.offset, t.dtype, t.layout) for t in (old, new)}
             # What is convolved, too, is read by other tasks around what one writes.
@@ -370,10 +372,11 @@ class Planner:
     def _narrow_halos(self) -> None:
         """Of halos that are written in every call, what lies between rows is left to who writes it anyway: a
         line for each row, which else would come from memory twice."""
-        for number, (index, tensor) in self._halos.items():
-            if self._between[number] != [True]:
+        for buffer in self._buffers:
+            if buffer.halo is None or buffer.gaps != [True]:
                 continue
-            made = halo.writer(self, tensor, ends=True)
+            index, tensor = buffer.halo
+            made = halo.filling(self, tensor, ends=True)
             if made is not None:
                 function, tasks, size = made
                 _, operands, _, barrier, details = self._steps[index]

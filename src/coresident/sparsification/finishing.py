@@ -123,10 +123,7 @@ def imitating(project: Project, sparse: Graph, pruned: Sequence[Layer], share: f
         return imitate(project, sparse, pruned, share)
     except UnsupportedModel as error:
         return sparse, f"not trained to imitate the dense network: {error}"
-    except (MemoryError, RuntimeError) as error:
-        # PyTorch has no type for it.
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
+    except MemoryError:
         return sparse, "not trained to imitate the dense network: there is not enough memory for it"
 
 

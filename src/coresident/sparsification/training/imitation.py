@@ -91,10 +91,11 @@ def imitate(
     Raises:
         UnsupportedModel: operators that have no gradient here, all of them named.
         InputError, ModelError, ResourceError: as `activations` has them.
+        MemoryError: PyTorch gets none.
     """
     student = _Student(project, sparse, pruned)
     seen, judged = project.calibration.split(JUDGED, project.settings.seed)
-    with _threads(project.engine.threads):
+    with _threads(project.engine.threads), _allocations():
         unseen = _Stream(project, judged, student.batch)
         before = _mean_loss(project, student, unseen)
         trained = _trained(project, student, _Stream(project, seen, student.batch), share)
@@ -340,3 +341,14 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _allocations() -> Iterator[None]:
+    """Gives memory that PyTorch does not get the type of error that it lacks."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        raise MemoryError(str(error)) from error
