@@ -29,11 +29,13 @@ from coresident.onnx.writer import serialize
 from coresident.runtime import cpu
 from coresident.runtime.files import write_atomically
 from coresident.sparsification import agreement
+from coresident.sparsification.candidates import families
 from coresident.sparsification.checkpoint import Checkpoint
 from coresident.sparsification.data import inputs_of
 from coresident.sparsification.data import read as read_samples
 from coresident.sparsification.execution import Engine, spare_memory
 from coresident.sparsification.network import layers, prepare
+from coresident.sparsification.ordering import ordered
 from coresident.sparsification.progress import NO_PROGRESS, Progress
 from coresident.sparsification.project import Project
 from coresident.sparsification.report import Report
@@ -159,6 +161,10 @@ def sparsify(
     first = samples.feeds(0)
     sizes = {each: array.shape for each, array in first.items()}
     graph = prepare(original, sizes)
+    found = layers(graph, sizes, settings.skip)
+    in_blocks = any(family.pattern == "4block" for family in families(settings))
+    if in_blocks:
+        graph = ordered(graph, found, sizes, seed)
     kind = agreement.task_of(graph, sizes) if task is None else agreement.named(task)
     calibration, held_out = parts(samples, kind, settings)
     calibration = calibration.completed(seed)
@@ -171,6 +177,7 @@ def sparsify(
             "skip": settings.skip,
             "seed": seed,
             "effort": effort,
+            "ordered": in_blocks,
             "version": coresident.__version__,
         }
         checkpoint = Checkpoint(work, key)
@@ -178,7 +185,7 @@ def sparsify(
             checkpoint.clear()
         project = Project(
             graph,
-            layers(graph, sizes, settings.skip),
+            found,
             sizes,
             calibration,
             held_out,
