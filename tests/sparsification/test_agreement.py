@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from coresident.sparsification.agreement import METRICS, TASKS, accuracy, compar
 from coresident.sparsification.boxes import Boxes, decode, head_of
 
 SEED = 11
+Array = np.ndarray[Any, Any]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,11 @@ def test_tasks_by_name() -> None:
         named("poet")
 
 
+def jensen_shannon(p: Array, q: Array) -> float:
+    mean = (p + q) / 2
+    return float((p * np.log(p / mean) + q * np.log(q / mean)).sum() / 2)
+
+
 def test_classifier() -> None:
     logits = np.array([[2, 1, 0], [0, 3, 0], [0, 0, 1], [5, 0, 0]], np.float32)
     other = logits.copy()
@@ -49,15 +57,23 @@ def test_classifier() -> None:
     found = compare("classifier", [logits], [other])
     assert (found.share, found.samples) == (0.75, 4)
     p, q = (np.exp(a[2]) / np.exp(a[2]).sum() for a in (logits.astype(float), other.astype(float)))
-    assert found.loss == pytest.approx(float((p * np.log(p / q)).sum()) / 4)
+    assert found.details["kl"] == pytest.approx(float((p * np.log(p / q)).sum()) / 4)
+    assert found.loss == pytest.approx(jensen_shannon(p, q) / 4)
     probabilities = [np.exp(a) / np.exp(a).sum(1, keepdims=True) for a in (logits, other)]
     assert compare("classifier", probabilities[:1], probabilities[1:]).loss == pytest.approx(found.loss, 1e-4)
     assert compare("classifier", [logits], [logits]).loss == 0
     assert accuracy("classifier", [logits], np.array([0, 1, 2, 1])) == 0.75
     assert found.record() == {"task": "classifier", "samples": 4, "share": 0.75, "loss": found.loss} | {
         "top1_agreement": 0.75,
-        "kl": found.loss,
+        "kl": found.details["kl"],
     }
+
+
+def test_what_a_search_goes_by_has_a_bound() -> None:
+    sure = np.array([[40, 0], [0, 40]], np.float32)
+    found = compare("classifier", [sure], [sure[::-1]])
+    assert found.details["kl"] > 16
+    assert found.loss == pytest.approx(np.log(2), rel=1e-3)
 
 
 def test_segmenter_of_classes() -> None:
@@ -84,9 +100,9 @@ def test_segmenter_of_one_map(logits: bool) -> None:
     found = compare("segmenter", [values], [other])
     assert found.share == 0.75
     assert found.details["dice"] == pytest.approx(2 / 3)
-    p, q = (1 / (1 + np.exp(-a)) for a in (1.0, -1.0))
-    wanted = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
-    assert found.loss == pytest.approx(wanted / 4, rel=1e-4)
+    p, q = (np.array([a, 1 - a]) for a in (1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))))
+    assert found.details["kl"] == pytest.approx(float((p * np.log(p / q)).sum()) / 4, rel=1e-4)
+    assert found.loss == pytest.approx(jensen_shannon(p, q) / 4, rel=1e-4)
     assert accuracy("segmenter", [other], np.array([[[0, 7], [9, 0]]])) == pytest.approx(2 / 3)
     with pytest.raises(InputError, match="size of the output"):
         accuracy("segmenter", [other], np.zeros((1, 3, 3), int))
