@@ -118,11 +118,23 @@ def test_zeros_that_save_nothing_are_not_made() -> None:
     found = allocation.allocate(errors, timings, 0.1)
     assert not found.feasible
     assert found.choice == {"same": FLOAT_DENSE, "late": most, "flat": half}
-    sizes = dict.fromkeys(times, 100)
-    pruned = allocation.for_sparsity(errors, sizes, 0.9, timings=timings)
-    assert not pruned.feasible
-    assert pruned.choice == {"same": FLOAT_DENSE, "late": most, "flat": most}
-    assert pruned.least == pytest.approx(0.6)
+
+
+def test_an_asked_share_of_zeros_does_not_depend_on_timings() -> None:
+    half, most = FLOATS[1], FLOATS[4]
+    times = {
+        "same": {FLOAT_DENSE: 1.0, half: 0.99, most: 0.98},
+        "late": {FLOAT_DENSE: 1.0, half: 1.1, most: 0.3},
+    }
+    errors = {
+        "same": {FLOAT_DENSE: 0.0, half: 0.1, most: 0.2},
+        "late": {FLOAT_DENSE: 0.0, half: 0.3, most: 0.9},
+    }
+    timings, sizes = Timings(times, {"float32": 0.5}, {}), dict.fromkeys(times, 100)
+    found = allocation.for_sparsity(errors, sizes, most.sparsity / 2, timings=timings)
+    assert found.choice == {"same": most, "late": FLOAT_DENSE}
+    assert found.choice == allocation.for_sparsity(errors, sizes, most.sparsity / 2).choice
+    assert found.predicted == pytest.approx(0.5 + 0.98 + 1.0)
 
 
 def test_an_ample_budget_costs_no_accuracy() -> None:

@@ -105,24 +105,22 @@ def for_sparsity(
     *,
     timings: Timings | None = None,
     buckets: int = BUCKETS,
-    profit: float = PROFIT,
 ) -> Allocation:
     """The choice of least error in which a share of all weights is zero.
+
+    Whether zeros make a layer faster is not asked: those that one layer may not have others must. (A
+    ResNet-20 without half of its four-blocks lost 2.1 points where forms had to be faster than dense ones, by
+    timings of the moment, and 1.1 where not; both were 2.4 times as fast as the original.)
 
     Args:
         errors: of each prunable layer, the error of each form that it may take, on one scale for all layers.
         sizes: of each layer, its number of weights; or of multiply-adds, to spare a share of these.
         sparsity: the share.
-        timings: of the same layers; with them, forms that are no faster than dense ones are left out.
+        timings: of the same layers, to tell what the choice takes.
         buckets: that weights are counted in.
-        profit: share of its dense time that a form with zeros must save to be considered.
     """
     options = {
-        name: _front(
-            _Option(form, sizes[name] * (1 - form.sparsity), error)
-            for form, error in forms.items()
-            if timings is None or _pays(timings.layers[name], form, profit)
-        )
+        name: _front(_Option(form, sizes[name] * (1 - form.sparsity), error) for form, error in forms.items())
         for name, forms in errors.items()
     }
     whole = sum(sizes[name] for name in errors)
