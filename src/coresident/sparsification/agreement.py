@@ -7,7 +7,7 @@
 
 What a search goes by is, for classes, the Jensen-Shannon divergence: it has a bound, so that no single sample
 outweighs all others, and of two networks told the one that keeps more decisions where KL told the other (a
-ResNet-20 with its means and deviations repaired, in six runs of six).
+ResNet-20 with its means and deviations repaired, in five runs of six).
 
 Source: Lin 1991, "Divergence measures based on the Shannon entropy".
 """

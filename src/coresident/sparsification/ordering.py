@@ -1,10 +1,10 @@
 """Input channels in an order in which what may go together lies together.
 
 A four-block is four consecutive input channels. Which channels are neighbours is chance, and any order of
-them is as good for the dense network (`channels`): an order in which channels that the same rows hardly use
-are neighbours lets blocks go that cost less. No data is needed: orders found by the weights' squares alone
-lose as little as those found by what the weights see (within 3 % in SqueezeNet, where 1x1 layers lose 15 to
-50 % less by half of their blocks than in the order in which they were trained, 3x3 ones 3 to 30 %).
+them is as good for the dense network (`channels`): in one in which channels that the same rows hardly use are
+neighbours, blocks that cost less can go. Without half of their blocks, layers of SqueezeNet lose 3 to 66 %
+less of their squares so, those of 1x1 most; a ResNet-20 lost 1.6 points, not 2.3, in the mean of six runs. No
+data is needed: orders found by what the weights see are hardly better than those found by the weights alone.
 
 With s the squares that blocks sum up to, and t the one that half of a layer's blocks are below, groups of
 four are sought that make the sum of min(s, t) least: channels are swapped as long as that gains.
