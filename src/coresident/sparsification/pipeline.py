@@ -162,7 +162,7 @@ def sparsify(
     sizes = {each: array.shape for each, array in first.items()}
     graph = prepare(original, sizes)
     found = layers(graph, sizes, settings.skip)
-    in_blocks = any(family.pattern == "4block" for family in families(settings))
+    in_blocks = settings.sparsity != 0 and any(one.pattern == "4block" for one in families(settings))
     if in_blocks:
         graph = ordered(graph, found, sizes, seed)
     kind = agreement.task_of(graph, sizes) if task is None else agreement.named(task)
