@@ -1,6 +1,6 @@
 """What sparsifying without labels costs real networks, and what plain magnitude and rounding would cost.
 
-    python bench/sparsify.py ASSETS [CASE ...] [--threads N] [--json FILE]
+    python bench/sparsify.py ASSETS [CASE ...] [--threads N] [--seed N] [--json FILE]
 
 ASSETS holds `models/` and `data/`. Every case is calibrated on some pictures and judged by others. Beside
 the result stands the baseline at the same budget: the smallest weights (or four-blocks) of each layer are
@@ -70,11 +70,12 @@ def main() -> None:
     parser.add_argument("assets", type=Path)
     parser.add_argument("cases", nargs="*", choices=[[], *EXPERIMENTS], default=[])
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--seed", type=int, default=0, help="what a result owes to chance, others tell")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows, records = [], {}
     for name in options.cases or EXPERIMENTS:
-        records[name] = figures(EXPERIMENTS[name], options.assets, options.threads)
+        records[name] = figures(EXPERIMENTS[name], options.assets, options.threads, options.seed)
         rows.append(row(name, records[name]))
         print(rows[-1], flush=True)
     heads = [
@@ -94,12 +95,17 @@ def main() -> None:
         options.json.write_text(json.dumps(records, indent=1) + "\n")
 
 
-def figures(experiment: Experiment, assets: Path, threads: int | None) -> dict[str, Any]:
+def figures(experiment: Experiment, assets: Path, threads: int | None, seed: int = 0) -> dict[str, Any]:
     """Everything measured of one experiment."""
     case = experiment.load(assets)
     start = time.monotonic()
     result = coresident.sparsify(
-        case.model, case.calibration, threads=threads, progress=Stages(), **experiment.settings
+        case.model,
+        case.calibration,
+        threads=threads,
+        seed=seed,
+        progress=Stages(),
+        **experiment.settings,
     )
     minutes = (time.monotonic() - start) / 60
     dense = _judged(case, case.model.read_bytes(), threads)

@@ -183,6 +183,16 @@ def test_real_networks_compute_the_same_with_their_channels_in_any_order(name: s
         np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-4 * float(np.ptp(before)))
 
 
+def test_nodes_without_inputs_or_with_outputs_left_out_hold_channels() -> None:
+    net = Built()
+    net.conv("x", "a", 8, 8, 1, 1)
+    net.node("MaxPool", "a", ",i", kernel_shape=(2, 2))
+    net.node("RandomNormal", "", "r", shape=(2, 8, 6, 6))
+    nodes = [node.with_(inputs=()) if node.op == "RandomNormal" else node for node in net._nodes]
+    facts = {name: Fact(FLOAT, (2, 8, 6, 6)) for name in ("x", "a", "r")} | {"i": Fact(FLOAT, (2, 8, 3, 3))}
+    assert not sizes(channels(Graph(("x",), ("i", "r"), tuple(nodes), net._constants, facts)))
+
+
 def test_what_is_skipped_stays_as_it_is() -> None:
     graph = residual()
     some = layers(graph, skip=["c"])

@@ -127,7 +127,9 @@ class _Flow:
 
     def _made(self, node: Node) -> Segments | None:
         """The segments of what a node makes; None where its channels are to stay."""
-        if len([name for name in node.outputs if name]) != 1 or len(self._shape(node.outputs[0])) < 2:
+        if not node.input(0) or not node.outputs[0] or any(node.outputs[1:]):
+            return None
+        if len(self._shape(node.outputs[0])) < 2:
             return None
         if node.op in ("Conv", "ConvTranspose"):
             return self._convolution(node)
