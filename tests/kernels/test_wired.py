@@ -11,6 +11,7 @@ import pytest
 from support import HOST, RUN_TARGETS, TARGETS, WIDTHS, check_node, few, graph_of
 
 from coresident.codegen import llvm, x86
+from coresident.codegen.target import NAMED
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Node
 from coresident.graph.operator import evaluate
@@ -136,6 +137,22 @@ def test_code_is_taken(
     bytes_ = {"w": (w * 30).astype(np.int8)}
     taken = "in code" in _kernels(node, {"x": x.astype(np.uint8)}, bytes_, target)
     assert taken == ON[target].has("avx512vnni")
+
+
+@pytest.mark.parametrize("cpu", ["znver5", "emeraldrapids"])
+@pytest.mark.parametrize("density", [0.1, 0.2])
+def test_code_is_taken_where_shuffles_take_turns_with_products(density: float, cpu: str) -> None:
+    """Intel's cores have a pipe more that spreads weights of code, and fewer that shuffle pixels into
+    segments, which streams meet elsewhere."""
+    target = replace(NAMED["x86-64-vnni"], cpu=cpu, l1_bytes=48 << 10, l2_bytes=2 << 20)
+    assert target.shuffles_apart == (cpu == "znver5")
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((128, 128, 3, 3)) * (rng.random((128, 128, 3, 3)) < density)
+    node = Node("Conv", ("x", "w"), ("y",), {"kernel_shape": (3, 3), "pads": (1,) * 4}, "conv")
+    feeds = {"x": np.zeros((1, 128, 28, 28), np.float32)}
+    steps = Planner(graph_of([node], feeds, ["y"], {"w": w.astype(np.float32)}), target, 1).program().steps
+    kernel, tile = next((s.info["kernel"], s.info["tile"]) for s in steps if s.info["op"] == "Conv")
+    assert ("in code" in kernel, "segments" in tile) == (cpu != "znver5", cpu == "znver5")
 
 
 @pytest.mark.parametrize("seed", few(range(40), 8))

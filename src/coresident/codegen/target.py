@@ -62,6 +62,12 @@ class Target:
         return min(self.vector_bits, 256) if self.cpu == "znver4" else self.vector_bits
 
     @property
+    def shuffles_apart(self) -> bool:
+        """Whether a core shuffles vectors beside its multiply-adds: of 512 bits, Intel's cores do so in one
+        of the two pipes that multiply them."""
+        return self.vector_bits < 512 or self.cpu.startswith("znver")
+
+    @property
     def feature_string(self) -> str:
         """As LLVM wants it."""
         return ",".join(f"+{name}" for name in sorted(self.features))

@@ -22,10 +22,9 @@ REMOTE_LINE, SHARED_LINE = 6.0, 15.0
 when another core has read it, even if it was asked for; where they have a cache in common."""
 
 
-FETCH, REFETCH, LARGE_CODE = 0.12, 0.03, 2 << 20
-"""Cycles for each byte of code and weights that a core gets for the first time since the last call, and
-again from L2; and bytes of a layer from which on the first takes twice as long: they come from memory, which
-is no faster where cores are."""
+FETCH, LARGE_CODE = 0.12, 2 << 20
+"""Cycles for each byte of code and weights that a core gets for the first time since the last call; and bytes
+of a layer from which on that takes twice as long: they come from memory, no faster where cores are."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class Machine:
         fmas: vector multiply-adds.
         issue: instructions.
         l2_bytes, l3_bytes: streamed from those caches.
+        refetch: cycles for each byte of code that comes from L2.
         mispredict: cycles lost to a mispredicted branch.
         crossing: loads that one of which half or more touch two cache lines is worth.
         l1_bytes, dense_l1_bytes: of L1 that a tile's activations may fill; the weights of a dense kernel
@@ -53,6 +53,7 @@ class Machine:
     issue: float
     l2_bytes: float
     l3_bytes: float
+    refetch: float
     mispredict: float
     crossing: float
     l1_bytes: int
@@ -72,6 +73,7 @@ class Machine:
             issue=5 if not narrow else 4,
             l2_bytes=32 if wide else 27,
             l3_bytes=6 if whole else 10,
+            refetch=0.03 if target.shuffles_apart else 0.06,
             mispredict=18,
             crossing=1.9 if whole else 1.5,
             l1_bytes=target.l1_bytes * 3 // 4,
@@ -246,7 +248,7 @@ class Chunks:
 
     def refetch(self, machine: Machine) -> float:
         """Cycles to get them once more for the next tile."""
-        return (REFETCH if self.size < machine.cache else FETCH) * self.size
+        return (machine.refetch if self.size < machine.cache else FETCH) * self.size
 
     def fetched_again(self, machine: Machine, threads: int, row_parts: int) -> float:
         """Cycles of all threads but the first to get what the first has, too.

@@ -72,6 +72,18 @@ of kernels of one pixel; of larger ones whose rows go through all tiles of a str
 for in which pixels come from L2. Fitted to 36 cuts of each layer of ResNet-50 with 90 % zeros, which is 1.1
 times as fast so, and a U-Net 1.19 times."""
 
+BESIDE_CODE, BESIDE_POINTWISE, BESIDE_PACKED = 0.77, 0.8, 1.3
+"""Where shuffles take a multiply-add's turn (Intel): measured over modelled cycles of code, relative to other
+CPUs, as a third pipe for loads spreads its weights there: of kernels larger than a pixel, of one pixel, and
+of either where it meets segments. Fitted on Emerald Rapids to all layers of ResNet-50, MobileNetV2 and a
+U-Net with 85 % zeros in blocks and with 90 % anywhere."""
+
+BESIDE_LOADS, BESIDE_CHAIN, BESIDE_SHUFFLES = 1.8, 6.0, 18.0
+"""There, of streams: loads that each counts for where channels share them (tiles of 10 x 2, 8 x 2 and 3 x 4
+take 1.08 times as long as of 4 x 4 and 3 x 6; ResNet-50 is 1.05 times as fast without them); cycles from an
+addition to a sum to the next one; and cycles to bring single weights of four channels together for four
+vectors, in eight shuffles (ResNet-50 with 90 % zeros anywhere is 1.13 times as fast, as code then)."""
+
 SHORT_PLANE, WIDER = 6 * 64, 4
 """Bytes of a plane below which, and output channels for each input channel from which on, threads get
 channels of their own. In minutes in which lines take longer from core to core, expanding layers at 14 x 14
@@ -415,6 +427,8 @@ def _cycles(
     unaligned = any(tap % 8 for tap in strips.taps) or not strips.flat
     pixels = vectors * (rates.unaligned if unaligned else 1.0)
     loads = dot.depth * (pixels + rates.word * (shared + 1)) / machine.loads
+    if shared > 1 and not plan.target.shuffles_apart:
+        loads = max(loads, BESIDE_LOADS * dot.depth * (vectors + shared) / machine.loads)
     products = (dot.depth + (1 if dot.held else 0)) * vectors * shared / machine.fmas
     issue = (2 * dot.depth * vectors * shared + dot.depth * (vectors + 2 + shared)) / (machine.issue + 1)
     issue = max(issue, cost.integer_issue(machine, dot.arithmetic * vectors * shared))
@@ -427,7 +441,8 @@ def _cycles(
     missed = min(max(near - rates.near * machine.l1_bytes, 0.0) / (rates.spread * machine.l1_bytes), 1.0)
     far = rates.far * missed * vectors * plan.target.vector_bits / 8 / machine.l2_bytes
     # Each lane's sums are a chain of additions.
-    step = max(loads, products, issue, 1.5 * dot.depth) + dot.depth * far
+    chain = 1.5 if plan.target.shuffles_apart else BESIDE_CHAIN
+    step = max(loads, products, issue, chain * dot.depth) + dot.depth * far
     if vectors == 1 and cost.adds_at_once(plan.target, dot):
         # Each vector that comes from L2 is read for a few products alone, so that any delay shows.
         step *= 1.2
@@ -440,6 +455,8 @@ def _cycles(
             step *= WHOLE_GATHERED
         elif _loads_whole(plan.target):
             step = step * (ROWS_GATHERED if rows_first else 1.0) + FAR_GATHERED * far
+        if not plan.target.shuffles_apart:
+            step = max(step, BESIDE_SHUFFLES * fours + far)
     ends = rates.row * blocks + (rates.vector + rates.tensor * extras) * vectors * shared
     # Sums that wait go to L2 and come back.
     ends += (blocks - 1) * vectors * shared * 2 * plan.target.vector_bits / 8 / machine.l2_bytes
@@ -477,16 +494,22 @@ def _code_cycles(
     by_plane: bool,
 ) -> float:
     """The same with entries as instructions."""
-    rates = _Rates.of(plan, Dot.of(plan.target), strips)
+    dot = Dot.of(plan.target)
+    rates = _Rates.of(plan, dot, strips)
     vectors, elements = strips.vectors, -(-shape.inputs // QUAD)
-    # A packed strip's pixels are near, and loaded for so many products that lines crossed do not show.
-    tile = cost.wired_tile(machine, chunks, vectors, False, 0, True)
+    # A packed strip's pixels are loaded for so many products that lines crossed do not show, nor, but
+    # on Intel, that they come from L2.
+    pixels = 0.0 if plan.target.shuffles_apart else _tile_bytes(plan, strips, dot, elements // chunks.blocks)
+    tile = cost.wired_tile(machine, chunks, vectors, False, 0, True, pixels)
     margin = CODE_MARGIN if extras or len(strips.taps) > 1 else POINTWISE_CODE_MARGIN
     if _loads_whole(plan.target):
         margin = WHOLE_CODE_MARGIN if len(strips.taps) > 1 else margin
         tile += WHOLE_PASS * vectors * chunks.parts * chunks.blocks
+    if not plan.target.shuffles_apart:
+        beside = BESIDE_POINTWISE if len(strips.taps) == 1 else BESIDE_CODE
+        margin *= BESIDE_PACKED if strips.segments is not None else beside
     tile = margin * (tile + chunks.rows * (2.0 + (rates.vector + 1.5 + rates.tensor * extras) * vectors))
-    packing = shape.groups * _packing(machine, strips, rates, elements, Dot.of(plan.target))
+    packing = shape.groups * _packing(machine, strips, rates, elements, dot)
     count = len(strips.strips)
     again = (len(strips.tiles) - 1) * chunks.refetch(machine)
     total = shape.batch * (len(strips.tiles) * tile + again + packing + 300.0 * count)
