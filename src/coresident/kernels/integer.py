@@ -78,11 +78,12 @@ CPUs, as a third pipe for loads spreads its weights there: of kernels larger tha
 of either where it meets segments. Fitted on Emerald Rapids to all layers of ResNet-50, MobileNetV2 and a
 U-Net with 85 % zeros in blocks and with 90 % anywhere."""
 
-BESIDE_LOADS, BESIDE_CHAIN, BESIDE_SHUFFLES = 1.8, 6.0, 18.0
-"""There, of streams: loads that each counts for where channels share them (tiles of 10 x 2, 8 x 2 and 3 x 4
-take 1.08 times as long as of 4 x 4 and 3 x 6; ResNet-50 is 1.05 times as fast without them); cycles from an
-addition to a sum to the next one; and cycles to bring single weights of four channels together for four
-vectors, in eight shuffles (ResNet-50 with 90 % zeros anywhere is 1.13 times as fast, as code then)."""
+BESIDE_SEGMENTS, BESIDE_LOADS, BESIDE_CHAIN, BESIDE_SHUFFLES = 1.04, 1.8, 6.0, 18.0
+"""There, of streams: how much longer segments take; loads that each counts for where channels share them
+(tiles of 10 x 2, 8 x 2 and 3 x 4 take 1.08 times as long as of 4 x 4 and 3 x 6; ResNet-50 is 1.05 times as
+fast without them); cycles from an addition to a sum to the next one; and cycles to bring single weights of
+four channels together for four vectors, in eight shuffles (ResNet-50 with 90 % zeros anywhere is 1.14 times
+as fast, as most of it is code then)."""
 
 SHORT_PLANE, WIDER = 6 * 64, 4
 """Bytes of a plane below which, and output channels for each input channel from which on, threads get
@@ -456,7 +457,7 @@ def _cycles(
         elif _loads_whole(plan.target):
             step = step * (ROWS_GATHERED if rows_first else 1.0) + FAR_GATHERED * far
         if not plan.target.shuffles_apart:
-            step = max(step, BESIDE_SHUFFLES * fours + far)
+            step = max(step, BESIDE_SHUFFLES * fours + 2 * far)
     ends = rates.row * blocks + (rates.vector + rates.tensor * extras) * vectors * shared
     # Sums that wait go to L2 and come back.
     ends += (blocks - 1) * vectors * shared * 2 * plan.target.vector_bits / 8 / machine.l2_bytes
@@ -475,6 +476,8 @@ def _cycles(
     tile = max(tile, read / (together if rows_first else 1))
     if shared > 1 and strips.segments is not None and strips.segments.spread.group > GROUP:
         tile *= WHOLE_SHARED_MARGIN
+    if strips.segments is not None and not plan.target.shuffles_apart:
+        tile *= BESIDE_SEGMENTS
     packing = _packing(machine, strips, rates, elements, dot)
     count = len(strips.strips)
     total = shape.batch * shape.groups * (tiles * tile + packing + 300.0 * count)
