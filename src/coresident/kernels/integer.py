@@ -72,18 +72,18 @@ of kernels of one pixel; of larger ones whose rows go through all tiles of a str
 for in which pixels come from L2. Fitted to 36 cuts of each layer of ResNet-50 with 90 % zeros, which is 1.1
 times as fast so, and a U-Net 1.19 times."""
 
-BESIDE_CODE, BESIDE_POINTWISE, BESIDE_PACKED = 0.77, 0.8, 1.3
-"""Where shuffles take a multiply-add's turn (Intel): measured over modelled cycles of code, relative to other
-CPUs, as a third pipe for loads spreads its weights there: of kernels larger than a pixel, of one pixel, and
-of either where it meets segments. Fitted on Emerald Rapids to all layers of ResNet-50, MobileNetV2 and a
-U-Net with 85 % zeros in blocks and with 90 % anywhere."""
+INTEL_CODE, INTEL_POINTWISE, INTEL_PACKED = 0.77, 0.8, 1.3
+"""Where shuffles take a multiply-add's turn (`Target.shuffles_apart`): measured over modelled cycles of code,
+relative to other CPUs, as a third pipe for loads spreads its weights there: of kernels larger than a pixel,
+of one pixel, and of either where it meets segments. Fitted on Emerald Rapids to all layers of ResNet-50,
+MobileNetV2 and a U-Net with 85 % zeros in blocks and with 90 % anywhere."""
 
-BESIDE_SEGMENTS, BESIDE_LOADS, BESIDE_CHAIN, BESIDE_SHUFFLES = 1.04, 1.8, 6.0, 18.0
+INTEL_SEGMENTS, INTEL_LOADS, INTEL_CHAIN, INTEL_SHUFFLES = 1.04, 1.8, 6.0, 18.0
 """There, of streams: how much longer segments take; loads that each counts for where channels share them
 (tiles of 10 x 2, 8 x 2 and 3 x 4 take 1.08 times as long as of 4 x 4 and 3 x 6; ResNet-50 is 1.05 times as
 fast without them); cycles from an addition to a sum to the next one; and cycles to bring single weights of
 four channels together for four vectors, in eight shuffles (ResNet-50 with 90 % zeros anywhere is 1.14 times
-as fast, as most of it is code then)."""
+as fast, as most of it is code then), beside which what comes from L2 counts twice."""
 
 SHORT_PLANE, WIDER = 6 * 64, 4
 """Bytes of a plane below which, and output channels for each input channel from which on, threads get
@@ -429,7 +429,7 @@ def _cycles(
     pixels = vectors * (rates.unaligned if unaligned else 1.0)
     loads = dot.depth * (pixels + rates.word * (shared + 1)) / machine.loads
     if shared > 1 and not plan.target.shuffles_apart:
-        loads = max(loads, BESIDE_LOADS * dot.depth * (vectors + shared) / machine.loads)
+        loads = max(loads, INTEL_LOADS * dot.depth * (vectors + shared) / machine.loads)
     products = (dot.depth + (1 if dot.held else 0)) * vectors * shared / machine.fmas
     issue = (2 * dot.depth * vectors * shared + dot.depth * (vectors + 2 + shared)) / (machine.issue + 1)
     issue = max(issue, cost.integer_issue(machine, dot.arithmetic * vectors * shared))
@@ -442,7 +442,7 @@ def _cycles(
     missed = min(max(near - rates.near * machine.l1_bytes, 0.0) / (rates.spread * machine.l1_bytes), 1.0)
     far = rates.far * missed * vectors * plan.target.vector_bits / 8 / machine.l2_bytes
     # Each lane's sums are a chain of additions.
-    chain = 1.5 if plan.target.shuffles_apart else BESIDE_CHAIN
+    chain = 1.5 if plan.target.shuffles_apart else INTEL_CHAIN
     step = max(loads, products, issue, chain * dot.depth) + dot.depth * far
     if vectors == 1 and cost.adds_at_once(plan.target, dot):
         # Each vector that comes from L2 is read for a few products alone, so that any delay shows.
@@ -457,7 +457,7 @@ def _cycles(
         elif _loads_whole(plan.target):
             step = step * (ROWS_GATHERED if rows_first else 1.0) + FAR_GATHERED * far
         if not plan.target.shuffles_apart:
-            step = max(step, BESIDE_SHUFFLES * fours + 2 * far)
+            step = max(step, INTEL_SHUFFLES * fours + 2 * far)
     ends = rates.row * blocks + (rates.vector + rates.tensor * extras) * vectors * shared
     # Sums that wait go to L2 and come back.
     ends += (blocks - 1) * vectors * shared * 2 * plan.target.vector_bits / 8 / machine.l2_bytes
@@ -477,7 +477,7 @@ def _cycles(
     if shared > 1 and strips.segments is not None and strips.segments.spread.group > GROUP:
         tile *= WHOLE_SHARED_MARGIN
     if strips.segments is not None and not plan.target.shuffles_apart:
-        tile *= BESIDE_SEGMENTS
+        tile *= INTEL_SEGMENTS
     packing = _packing(machine, strips, rates, elements, dot)
     count = len(strips.strips)
     total = shape.batch * shape.groups * (tiles * tile + packing + 300.0 * count)
@@ -509,8 +509,8 @@ def _code_cycles(
         margin = WHOLE_CODE_MARGIN if len(strips.taps) > 1 else margin
         tile += WHOLE_PASS * vectors * chunks.parts * chunks.blocks
     if not plan.target.shuffles_apart:
-        beside = BESIDE_POINTWISE if len(strips.taps) == 1 else BESIDE_CODE
-        margin *= BESIDE_PACKED if strips.segments is not None else beside
+        beside = INTEL_POINTWISE if len(strips.taps) == 1 else INTEL_CODE
+        margin *= INTEL_PACKED if strips.segments is not None else beside
     tile = margin * (tile + chunks.rows * (2.0 + (rates.vector + 1.5 + rates.tensor * extras) * vectors))
     packing = shape.groups * _packing(machine, strips, rates, elements, dot)
     count = len(strips.strips)

@@ -60,10 +60,10 @@ ones."""
 WHOLE_SEGMENTS_OVER_CODE = 0.8
 """The same where vectors are loaded whole: a stream then loads as many as it multiplies."""
 
-BESIDE_PACKED, BESIDE_SEGMENTS_OVER_CODE = 1.3, 1.0
-"""Where shuffles take a multiply-add's turn (Intel): how much longer than on other CPUs tiles of segments
-take, of a stream and of code; and `SEGMENTS_OVER_CODE`. Fitted on Emerald Rapids to all layers of ResNet-50
-with 80, 90 and 95 % zeros and of a 3-D U-Net, which is 1.1 times as fast so."""
+INTEL_PACKED, INTEL_SEGMENTS_OVER_CODE = 1.3, 1.0
+"""Where shuffles take a multiply-add's turn (`Target.shuffles_apart`): how much longer than on other CPUs
+tiles of segments take, of a stream and of code; and `SEGMENTS_OVER_CODE`. Fitted on Emerald Rapids to all
+layers of ResNet-50 with 80, 90 and 95 % zeros and of a 3-D U-Net, which is 1.1 times as fast so."""
 
 LEAST_DENSE = 0.07
 """Share of nonzeros below which weights are of these."""
@@ -116,7 +116,7 @@ def _over_code(target: Target, stream: Choice, usual: bool) -> float:
     if stream.packing is None:
         return FLAT_OVER_CODE
     if not target.shuffles_apart:
-        return BESIDE_SEGMENTS_OVER_CODE
+        return INTEL_SEGMENTS_OVER_CODE
     if stream.packing.is_whole:
         return WHOLE_SEGMENTS_OVER_CODE
     return SEGMENTS_OVER_CODE if usual else OTHER_SEGMENTS_OVER_CODE
@@ -389,7 +389,7 @@ def _segments(
             one = one * packing.steps + shape.groups * packing.cycles * shape.inputs
             margin = SEGMENTS_MARGIN if packing.is_whole or packing.in_one_row else SHORT_ROWS_MARGIN
             if not plan.target.shuffles_apart:
-                margin *= BESIDE_PACKED
+                margin *= INTEL_PACKED
             yield Choice(cutting, 1, block, cutting.count * shape.batch * margin * one, packing)
 
 
@@ -453,6 +453,6 @@ def _in_code(
             total += (cutting.count - 1) * profile.refetch(machine) * (REFETCHED if blocked else 1.0)
             total = (total * shape.batch + profile.fetch(machine)) * CODE_MARGIN
             if packing is not None and not plan.target.shuffles_apart:
-                total *= BESIDE_PACKED
+                total *= INTEL_PACKED
             first = by_plane and packing is None
             yield Choice(cutting, 1, block, total, packing, first, rows), profile
