@@ -22,8 +22,9 @@ from coresident.graph.operators.windows import Window
 from coresident.kernels import (
     asking,
     cost,
-    integer,
+    integer_choice,
     integer_code,
+    integer_cost,
     integer_panel,
     integer_segments,
     integer_stream,
@@ -182,10 +183,10 @@ def test_four_taps_are_multiplied_at_once(target: str) -> None:
 
 def _gather(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have all convolutions bring single weights together."""
-    cycles = integer._cycles
-    monkeypatch.setattr(integer, "GATHERED", 2.0)
+    cycles = integer_cost.streamed
+    monkeypatch.setattr(integer_choice, "GATHERED", 2.0)
     monkeypatch.setattr(integer_panel, "choose", lambda *_: None)
-    monkeypatch.setattr(integer, "_cycles", lambda *a: cycles(*a) * (1e-9 if a[4].gathers else 1.0))
+    monkeypatch.setattr(integer_cost, "streamed", lambda *a: cycles(*a) * (1e-9 if a[4].gathers else 1.0))
 
 
 @pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])
@@ -233,7 +234,7 @@ def test_blocks_of_input_channels(seed: int, target: str, monkeypatch: pytest.Mo
         shape, shared = arguments[2], arguments[5]
         return [(False, size)] if shape.outputs % shared == 0 else []
 
-    monkeypatch.setattr(integer, "_orders", in_blocks)
+    monkeypatch.setattr(integer_choice, "_orders", in_blocks)
     monkeypatch.setattr(integer_panel, "choose", lambda *_: None)
     monkeypatch.setattr(integer_wired, "is_possible", lambda *_: False)
     if seed % 4 == 0:
@@ -248,22 +249,22 @@ def test_blocks_of_input_channels(seed: int, target: str, monkeypatch: pytest.Mo
 def _in_segments(monkeypatch: pytest.MonkeyPatch, group: int = 8) -> list[Any]:
     """Have all convolutions cut into segments that can be, with groups of up to so many lanes, whatever the
     target and however much the CPU loads at once; the ways that there are."""
-    cycles, strips, found = integer._cycles, integer.segment_strips, list[Any]()
+    cycles, strips, found = integer_cost.streamed, integer_choice.segment_strips, list[Any]()
 
     def recorded(*arguments: Any) -> list[Any]:
         ways = strips(*arguments[:3], group)
         found.extend(ways)
         return ways
 
-    monkeypatch.setattr(integer, "segment_strips", recorded)
-    monkeypatch.setattr(integer, "_spreads", lambda _: True)
+    monkeypatch.setattr(integer_choice, "segment_strips", recorded)
+    monkeypatch.setattr(integer_choice, "_spreads", lambda _: True)
 
     def forced(*arguments: Any) -> float:
         segments = arguments[3].segments
         wanted = 1.0 if segments is None else 1e-12 if segments.spread.group == group else 1e-9
         return cycles(*arguments) * wanted
 
-    monkeypatch.setattr(integer, "_cycles", forced)
+    monkeypatch.setattr(integer_cost, "streamed", forced)
     monkeypatch.setattr(integer_panel, "choose", lambda *_: None)
     return found
 

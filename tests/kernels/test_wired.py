@@ -15,7 +15,7 @@ from coresident.codegen.target import NAMED
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Node
 from coresident.graph.operator import evaluate
-from coresident.kernels import integer, integer_panel, sparse, wired, wired_writer
+from coresident.kernels import integer_cost, integer_panel, sparse, wired, wired_writer
 from coresident.kernels.tiling import Cut
 from coresident.runtime import elf
 from coresident.schedule.planner import Planner
@@ -36,8 +36,8 @@ def _force(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     monkeypatch.setattr(sparse, "FEWEST_PRODUCTS", 0.0)
     monkeypatch.setattr(wired, "MOST_ROWS", (31, 3, 8, 1)[seed % 4])
     monkeypatch.setattr(wired, "CHUNK_BYTES", (28 << 10, 300)[seed // 4 % 2])
-    cycles = integer._cycles
-    monkeypatch.setattr(integer, "_cycles", lambda *a: 1e9 * cycles(*a))
+    cycles = integer_cost.streamed
+    monkeypatch.setattr(integer_cost, "streamed", lambda *a: 1e9 * cycles(*a))
     monkeypatch.setattr(integer_panel, "choose", lambda *_: None)
 
 

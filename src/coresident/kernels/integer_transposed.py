@@ -14,7 +14,7 @@ from coresident.codegen.types import I32
 from coresident.errors import UnsupportedModel
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operators.windows import TransposedWindow
-from coresident.kernels import cost, integer, integer_code
+from coresident.kernels import cost, integer, integer_choice, integer_code
 from coresident.kernels.frame import Shape
 from coresident.kernels.integer_epilogue import IntegerEpilogue
 from coresident.kernels.integer_strips import Places
@@ -149,7 +149,7 @@ class _Transposed:
         """
         lanes = self.plan.target.lanes(I32)
         places = Places(positions, (1,) * len(self.sizes), self.source.layout, target.layout, (), lanes)
-        return integer.choose(self.plan, self._shape(weights), weights, places, merged)
+        return integer_choice.choose(self.plan, self._shape(weights), weights, places, merged)
 
     def _emit(
         self,
