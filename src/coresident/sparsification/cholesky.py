@@ -1,4 +1,4 @@
-"""Cholesky factorisations, of one matrix or many, that let other Python threads run meanwhile.
+"""Cholesky factorisations that let other Python threads run meanwhile.
 
 LAPACK's own routines, by the addresses that scipy gives to compiled code (`scipy.linalg.cython_lapack`): what
 scipy offers to Python holds the interpreter's lock while it computes.
@@ -59,50 +59,10 @@ def factorised(gram: Array, columns: Array) -> Array:
     if _called("potrf", work, size, work, size):
         work = part.astype(np.float64)
         if _called("potrf", work, size, work, size):
-            raise _not_definite()
+            raise InputError(
+                "second moments are not positive definite: activations are not finite, or too large"
+            )
     return work.T
-
-
-def inverses(grams: Array) -> Array:
-    """The inverses of matrices.
-
-    Args:
-        grams: float32 [matrices, columns, columns], symmetric; destroyed.
-
-    Returns:
-        Of the same shape: their upper triangles; what is below is anything.
-
-    Raises:
-        InputError: one is not positive definite, not even in float64.
-    """
-    diagonals = np.diagonal(grams, axis1=1, axis2=2).copy()
-    factorise, invert = (_routine("s" + name, 5) for name in ("potrf", "potri"))
-    size, code = ctypes.c_int(grams.shape[1]), ctypes.c_int(0)
-    letter, n, status = (ctypes.addressof(value) for value in (_UPPER, size, code))
-    for number, (gram, diagonal) in enumerate(zip(grams, diagonals)):
-        address = grams.ctypes.data + number * grams.strides[0]
-        factorise(letter, n, address, n, status)
-        if not code.value:
-            invert(letter, n, address, n, status)
-            continue
-        # What LAPACK takes for the lower triangle is as it was.
-        exact = np.triu(gram, 1).astype(np.float64)
-        exact += exact.T + np.diag(diagonal)
-        gram[:] = _inverted(exact).T
-    return grams.transpose(0, 2, 1)
-
-
-def _inverted(gram: Array) -> Array:
-    """The inverse of one matrix of float64, in its upper triangle."""
-    size = ctypes.c_int(len(gram))
-    if _called("potrf", gram, size, gram, size):
-        raise _not_definite()
-    _called("potri", gram, size, gram, size)
-    return gram.T
-
-
-def _not_definite() -> InputError:
-    return InputError("second moments are not positive definite: activations are not finite, or too large")
 
 
 def solved(factor: Array, target: Array) -> Array:

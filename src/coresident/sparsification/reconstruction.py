@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -24,7 +25,7 @@ import numpy as np
 
 from coresident.errors import InputError
 from coresident.graph.operator import Array
-from coresident.sparsification.blas import one_thread
+from coresident.sparsification.blas import in_threads, one_thread
 from coresident.sparsification.masked import solve
 from coresident.sparsification.moments import Moments
 from coresident.sparsification.removal import Units
@@ -212,6 +213,21 @@ class _Problem:
         self.sizes = np.bincount(self.unit, minlength=len(self.starts))
         self.empty = np.maximum.reduceat(diagonal, self.starts) <= _EMPTY * scale
 
+    def power_of(self, weights: Array) -> float:
+        """Mean square of what weights make of the columns, over all rows together."""
+        sums = np.zeros(len(weights))
+
+        def some(rows: slice) -> None:
+            sums[rows] = np.einsum("ij,ij->i", weights[rows] @ self.hessian, weights[rows], dtype=np.float64)
+
+        in_threads(some, len(weights), 128)
+        return float(sums.sum())
+
+    @cached_property
+    def power(self) -> float:
+        """The same of the weights that there were."""
+        return self.power_of(self.weights)
+
     def of_units(self, columns: Array) -> Array:
         """Sums over the columns of each unit, [rows, units]."""
         return np.asarray(np.add.reduceat(columns, self.starts, axis=1))
@@ -254,10 +270,15 @@ def _remove(
         candidates.append(np.where(left, score / p.sizes, np.inf).ravel())
         sizes.append(np.broadcast_to(p.sizes, left.shape).ravel())
     ranked, width = np.concatenate(candidates), np.concatenate(sizes)
-    order = np.argsort(ranked, kind="stable")
-    order = order[: int(np.isfinite(ranked).sum())]
+    most = min(surplus, max(int(alive * chunk), 1))
+    # No more units go than columns may.
+    order = np.arange(len(ranked))
+    if 0 < most < len(ranked):
+        order = np.sort(np.argpartition(ranked, most - 1)[:most])
+    order = order[np.argsort(ranked[order], kind="stable")]
+    order = order[: int(np.isfinite(ranked[order]).sum())]
     reached = np.cumsum(width[order])
-    count = int(np.searchsorted(reached, min(surplus, max(int(alive * chunk), 1)), side="right"))
+    count = int(np.searchsorted(reached, most, side="right"))
     if not count and order.size and width[order[0]] <= surplus:
         count = 1
     chosen = np.zeros(len(ranked), bool)
@@ -272,11 +293,8 @@ def _remove(
 
 
 def _error(problems: Sequence[_Problem], weights: Sequence[Array]) -> float:
-    change = power = 0.0
-    for p, now in zip(problems, weights):
-        difference = p.weights - now
-        change += float(np.einsum("ij,ij->", difference @ p.hessian, difference, dtype=np.float64))
-        power += float(np.einsum("ij,ij->", p.weights @ p.hessian, p.weights, dtype=np.float64))
+    change = sum(p.power_of(p.weights - now) for p, now in zip(problems, weights))
+    power = sum(p.power for p in problems)
     return max(change, 0.0) / power if power > 0 else 0.0
 
 

@@ -1,23 +1,22 @@
 """What it costs to remove a unit of weights, a single one or a block, from a row whose others then adjust.
 
 With A the columns that the row still has and w its weights, unit B costs w_B ([(H_AA)^-1]_BB)^-1 w_B
-(optimal brain surgeon, Hassibi and Stork 1993). Inverses are taken part by part of A, and those of some rows
-together: one by one, what surrounds them takes longer than they do.
+(optimal brain surgeon, Hassibi and Stork 1993). Inverses are taken part by part of A, many of them at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from coresident.graph.operator import Array
-from coresident.sparsification.blas import in_threads
-from coresident.sparsification.cholesky import inverses
+from coresident.sparsification.cholesky import factorised
+from coresident.sparsification.inverse_code import BLOCK, Inverses
 
-_ROWS = 8
-"""Rows whose inverses are taken together."""
+_TOGETHER = 1 << 22
+"""Columns that are worked on at a time, about."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,16 +25,19 @@ class Units:
     most of each other, and parts are made of neighbours.
 
     Args:
-        columns: of the rows, in this order; those of a unit lie together.
-        unit: of each of them.
-        sizes: columns of each unit.
-        gram: H in this order, so that what is picked for a row lies close together.
+        order: units in this order.
+        first: column of the rows that each of these begins with.
+        sizes: columns of each; those of a unit lie together, at most 4.
+        places: [units, 1 or 4], where its columns are among those of all in this order; as many as there are
+            columns, for what it lacks.
+        inverses: of parts of H in this order, so that what is picked for a row lies close together.
     """
 
-    columns: Array
-    unit: Array
+    order: Array
+    first: Array
     sizes: Array
-    gram: Array
+    places: Array
+    inverses: Inverses
 
     @classmethod
     def of(cls, unit: Array, sizes: Array, gram: Array, taps: int) -> Units:
@@ -48,10 +50,13 @@ class Units:
             taps: columns are taps times channels.
         """
         order = np.arange(len(sizes)).reshape(taps, -1).T.ravel()
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order))
-        columns = np.argsort(place[unit], kind="stable")
-        return cls(columns, unit[columns], sizes, gram[columns[:, None], columns])
+        sizes = sizes[order]
+        first = np.searchsorted(unit, order)
+        within = np.arange(1 if sizes.max(initial=1) == 1 else BLOCK)
+        there = within < sizes[:, None]
+        places = np.where(there, (np.cumsum(sizes) - sizes)[:, None] + within, len(unit))
+        columns = (first[:, None] + within)[there]
+        return cls(order, first, sizes, places, Inverses.of(gram[columns[:, None], columns]))
 
     def costs(self, mask: Array, weights: Array, width: int) -> Array:
         """What removing each unit of each row would cost.
@@ -63,61 +68,94 @@ class Units:
 
         Returns:
             float64 [rows, units]; of units that are gone, anything.
+
+        Raises:
+            InputError: H is not positive definite.
         """
-        alive, values = mask[:, self.columns], weights[:, self.columns]
         result = np.zeros((len(mask), len(self.sizes)))
-
-        def together(some: slice) -> None:
-            numbers, parts = [], []
-            for number in range(some.start, some.stop):
-                found = self._parts(np.flatnonzero(alive[number]), width)
-                parts += found
-                numbers += [number] * len(found)
-            if not parts:
-                return
-            # Parts are padded to one width by columns that depend on nothing.
-            lengths = np.array([len(part) for part in parts])
-            valid = np.arange(lengths.max()) < lengths[:, None]
-            chosen = np.zeros(valid.shape, np.int64)
-            chosen[valid] = np.concatenate(parts)
-            grams = self.gram[chosen[:, :, None], chosen[:, None, :]]
-            part, place = np.nonzero(~valid)
-            grams[part, place, :] = grams[part, :, place] = 0
-            grams[part, place, place] = 1
-            unit = np.where(valid, self.unit[chosen], -1)
-            part, place = np.nonzero((np.diff(unit, prepend=-1, axis=1) != 0) & valid)
-            rows, first = np.array(numbers), unit[part, place]
-            held = values[rows[:, None], chosen]
-            result[rows[part], first] = _costs(inverses(grams), held, part, place, self.sizes[first])
-
-        in_threads(together, len(mask), _ROWS)
+        left = mask[:, self.first]
+        ends = np.cumsum(left @ self.sizes)
+        for begin, end in _spans(ends, _TOGETHER):
+            row, unit = np.nonzero(left[begin:end])
+            if row.size:
+                row += begin
+                result[row, self.order[unit]] = self._costs(row, unit, weights, width)
         return result
 
-    def _parts(self, columns: Array, width: int) -> list[Array]:
-        """Columns in parts of whole units."""
-        firsts = np.flatnonzero(np.diff(self.unit[columns], prepend=-1))
-        count = -(-columns.size // width)
-        edges = np.append(firsts, columns.size)[np.linspace(0, len(firsts), count + 1).astype(int)]
-        return [columns[begin:end] for begin, end in pairwise(edges.tolist()) if end > begin]
+    def _costs(self, row: Array, unit: Array, weights: Array, width: int) -> Array:
+        """Of some rows' units, in order."""
+        part = self._parts(row, unit, width)
+        size = np.bincount(part)
+        at = np.arange(len(part)) - (np.cumsum(size) - size)[part]
+        # Matrices that share a vector are of about one size.
+        rank = np.empty(len(size), np.int64)
+        rank[np.argsort(-size, kind="stable")] = np.arange(len(size))
+        task, lane = rank[part] // self.inverses.lanes, rank[part] % self.inverses.lanes
+        slots, tasks = self.places.shape[1], -(-len(size) // self.inverses.lanes)
+        sizes = np.zeros(tasks, np.int64)
+        np.maximum.at(sizes, rank // self.inverses.lanes, -(-size * slots // BLOCK) * BLOCK)
+        columns = np.full(
+            (tasks, int(sizes.max()), self.inverses.lanes), len(self.inverses.gram) - 1, np.int32
+        )
+        slot = at[:, None] * slots + np.arange(slots)
+        columns[task[:, None], slot, lane[:, None]] = self.places[unit]
+        blocks = self.inverses.blocks(columns, sizes)
+        values = self._values(row, unit, weights)
+        if slots == 1:
+            inverse = blocks[task, at // BLOCK, at % BLOCK, at % BLOCK, lane]
+            found = values[:, 0] ** 2 / inverse
+            bad = ~(inverse > 0)
+        else:
+            inverse = blocks[task, at, :, :, lane].astype(np.float64)
+            bad = ~(np.diagonal(inverse, axis1=1, axis2=2) > 0).all(axis=1)
+            inverse[bad] = np.eye(BLOCK)
+            found = np.einsum("ni,ni->n", values, np.linalg.solve(inverse, values[:, :, None])[:, :, 0])
+        for number in np.unique(part[bad]):
+            some = part == number
+            found[some] = self._exact(unit[some], values[some])
+        return np.asarray(found)
+
+    def _parts(self, row: Array, unit: Array, width: int) -> Array:
+        """Which part each of some units is in; units of a row follow each other."""
+        _, number, units = np.unique(row, return_inverse=True, return_counts=True)
+        columns = np.bincount(number, self.sizes[unit]).astype(np.int64)
+        parts = np.minimum(-(-columns // width), units)
+        at = np.arange(len(row)) - (np.cumsum(units) - units)[number]
+        return np.asarray(
+            (np.cumsum(parts) - parts)[number] + ((at + 1) * parts[number] - 1) // units[number]
+        )
+
+    def _values(self, row: Array, unit: Array, weights: Array) -> Array:
+        """Weights of units, float64 [units, 1 or 4], zero for what they lack."""
+        within = np.arange(self.places.shape[1])
+        columns = np.minimum(self.first[unit][:, None] + within, weights.shape[1] - 1)
+        there = within < self.sizes[unit][:, None]
+        return np.where(there, weights[row[:, None], columns], 0).astype(np.float64)
+
+    def _exact(self, unit: Array, values: Array) -> Array:
+        """What a part's units cost, in float64, which does where float32 does not."""
+        places = self.places[unit]
+        there = places < len(self.inverses.gram) - 1
+        factor = np.triu(factorised(self.inverses.gram, places[there])).astype(np.float64)
+        half = np.linalg.inv(factor)
+        inverse = half @ half.T
+        ends = np.cumsum(there.sum(axis=1))
+        costs = []
+        for begin, end, value, real in zip(ends - there.sum(axis=1), ends, values, there):
+            block = inverse[begin:end, begin:end]
+            costs.append(float(value[real] @ np.linalg.solve(block, value[real])))
+        return np.array(costs)
 
 
-def _costs(inverse: Array, weights: Array, part: Array, place: Array, sizes: Array) -> Array:
-    """What each of some units costs, float64 [units].
+def _spans(ends: Array, most: int) -> Iterator[tuple[int, int]]:
+    """Rows that have so many columns together, or one row.
 
     Args:
-        inverse: [parts, columns, columns], upper triangles.
-        weights: [parts, columns].
-        part: each unit's.
-        place: of its first column there.
-        sizes: its columns.
+        ends: columns of all rows up to each.
     """
-    largest = int(sizes.max())
-    if largest == 1:
-        return np.asarray(weights[part, place].astype(np.float64) ** 2 / inverse[part, place, place])
-    columns = np.minimum(place[:, None] + np.arange(largest), weights.shape[1] - 1)
-    valid = np.arange(largest) < sizes[:, None]
-    low, high = (f(columns[:, :, None], columns[:, None, :]) for f in (np.minimum, np.maximum))
-    both = valid[:, :, None] & valid[:, None, :]
-    blocks = np.where(both, inverse[part[:, None, None], low, high], np.eye(largest)).astype(np.float64)
-    values = np.where(valid, weights[part[:, None], columns], 0).astype(np.float64)
-    return np.asarray(np.einsum("ni,ni->n", values, np.linalg.solve(blocks, values[:, :, None])[:, :, 0]))
+    begin = 0
+    while begin < len(ends):
+        before = ends[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends, before + most, side="right")))
+        yield begin, end
+        begin = end

@@ -14,14 +14,19 @@ from coresident.sparsification.allocation import Allocation, allocate, for_spars
 from coresident.sparsification.candidates import Family
 from coresident.sparsification.database import Database
 from coresident.sparsification.forms import Form, Timings
-from coresident.sparsification.project import Project
+from coresident.sparsification.project import Project, joined
 from coresident.sparsification.samples import Samples
 from coresident.sparsification.speed import latencies
+from coresident.sparsification.walk import Walk
 
 PROBES: Mapping[Task, int] = {"classifier": 256, "segmenter": 64, "detector": 64, "other": 64}
 """Samples that losses are compared on while searching, at most: a class is one decision, a map is many. (A
 ResNet-20 without half of its blocks lost 1.5 to 4.3 points in six runs by 64 samples, which had chance decide
 whether to solve layers again; 1.2 to 1.8 by 205.)"""
+SENSITIVE = 1e13
+"""Multiply-adds of dense layers by which the effects of single layers are measured, at most, while there are
+`FEWEST` samples: of each it takes a pass through what comes after it."""
+FEWEST = 64
 _PROBE = {"unstructured": 0.8, "4block": 0.6}
 """Share of zeros at which a layer's effect on the network is measured: about where it will end."""
 _CLOSE = 0.03
@@ -67,9 +72,14 @@ def losses(
         base: loss of the family's dense form.
     """
     samples = probes(project)
+    some = sorted({int(i) for i in np.linspace(0, len(samples) - 1, _telling(project, len(samples)))})
+    if len(some) < len(samples):
+        samples = samples.subset(some)
+        reference = project.outputs(project.graph, samples)
     errors: dict[str, dict[Form, float]] = {}
     project.progress.stage(f"sensitivity of layers ({family.pattern})", len(project.prunable))
     found: list[float] = []
+    walk = Walk(samples.batches, project.engine, project.engine.memory)
     for layer in project.prunable:
         own = database.errors[family.pattern][layer.name]
         scale = 1.0
@@ -77,7 +87,9 @@ def losses(
             at = min(own, key=lambda s: abs(s - _PROBE[family.pattern]))
             choice = {layer.name: Form(family.dtype, family.pattern, at)}
             graph = database.stitched(project.graph, [layer], choice)
-            loss = project.compare(reference, project.outputs(graph, samples)).loss
+            values = walk.values(graph, layer.name, graph.outputs)
+            outputs = joined([[batch[name] for name in graph.outputs] for batch in values])
+            loss = project.compare(reference, outputs).loss
             scale = loss / own[at] if own[at] > 0 else 0.0
             found.append(scale)
         errors[layer.name] = {family.dense: 0.0} | {
@@ -85,6 +97,12 @@ def losses(
         }
         project.progress.advance(note=layer.name)
     return Losses(family, _floored(errors, found), base)
+
+
+def _telling(project: Project, count: int) -> int:
+    """Of so many samples, those that the effects of single layers are measured by."""
+    macs = sum(layer.macs for layer in project.layers) * len(project.prunable) / 2
+    return min(count, max(FEWEST, int(SENSITIVE / max(macs, 1))))
 
 
 def _floored(
