@@ -113,7 +113,7 @@ def squeezenet(assets: Path) -> Case:
     photos = [path for path in sorted(folder.glob("*.JPEG")) if path.name in labels]
 
     def tensors(paths: list[Path]) -> Array:
-        levels = np.stack([_sized(path, 227)[..., ::-1] - np.float32([104, 117, 123]) for path in paths])
+        levels = np.stack([sized(path, 227)[..., ::-1] - np.float32([104, 117, 123]) for path in paths])
         return np.ascontiguousarray(levels.transpose(0, 3, 1, 2))
 
     x = tensors(photos)
@@ -125,7 +125,7 @@ def squeezenet(assets: Path) -> Case:
     )
 
 
-def _sized(path: Path, size: int) -> Array:
+def sized(path: Path, size: int) -> Array:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR), np.float32)
 
@@ -171,7 +171,7 @@ def fastestdet(assets: Path) -> Case:
     feeds = [
         {
             "input.1": np.ascontiguousarray(
-                (_sized(path, 352)[..., ::-1] / np.float32(255)).transpose(2, 0, 1)
+                (sized(path, 352)[..., ::-1] / np.float32(255)).transpose(2, 0, 1)
             )[None]
         }
         for path in photos

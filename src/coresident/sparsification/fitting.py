@@ -16,6 +16,7 @@ import numpy as np
 from coresident.errors import InputError
 from coresident.graph.graph import Graph
 from coresident.graph.operator import Array
+from coresident.sparsification.blas import product
 from coresident.sparsification.masked import solve
 from coresident.sparsification.moments import MomentSums
 from coresident.sparsification.network import Layer
@@ -112,8 +113,8 @@ def fitted(
     hidden = wanted <= floor
     target, weights = wanted, now
     for _ in range(ROUNDS):
-        weights, shift = solved(target.mean(axis=1, dtype=np.float64), target @ moved.T, weights)
-        made = weights @ moved + (shift + weights @ pairs.sums.pivot)[:, None].astype(np.float32)
+        weights, shift = solved(target.mean(axis=1, dtype=np.float64), product(target, moved.T), weights)
+        made = product(weights, moved) + (shift + weights @ pairs.sums.pivot)[:, None].astype(np.float32)
         target = np.where(hidden, np.minimum(made, floor), wanted)
     return weights, shift
 

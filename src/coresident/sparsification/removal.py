@@ -102,22 +102,19 @@ class Units:
         blocks = self.inverses.blocks(columns, sizes)
         values = self._values(row, unit, weights)
         if slots == 1:
-            inverse = blocks[task, at // BLOCK, at % BLOCK, at % BLOCK, lane]
-            found = values[:, 0] ** 2 / inverse
-            bad = ~(inverse > 0)
+            inverse = blocks[task, at // BLOCK, at % BLOCK, at % BLOCK, lane][:, None, None]
         else:
-            inverse = blocks[task, at, :, :, lane].astype(np.float64)
-            bad = ~(np.diagonal(inverse, axis1=1, axis2=2) > 0).all(axis=1)
-            inverse[bad] = np.eye(BLOCK)
-            found = np.einsum("ni,ni->n", values, np.linalg.solve(inverse, values[:, :, None])[:, :, 0])
+            inverse = blocks[task, at, :, :, lane]
+        found, bad = _forms(inverse.astype(np.float64), values)
         for number in np.unique(part[bad]):
             some = part == number
             found[some] = self._exact(unit[some], values[some])
-        return np.asarray(found)
+        return found
 
     def _parts(self, row: Array, unit: Array, width: int) -> Array:
         """Which part each of some units is in; units of a row follow each other."""
-        _, number, units = np.unique(row, return_inverse=True, return_counts=True)
+        number = row - row[0]
+        units = np.bincount(number)
         columns = np.bincount(number, self.sizes[unit]).astype(np.int64)
         parts = np.minimum(-(-columns // width), units)
         at = np.arange(len(row)) - (np.cumsum(units) - units)[number]
@@ -145,6 +142,26 @@ class Units:
             block = inverse[begin:end, begin:end]
             costs.append(float(value[real] @ np.linalg.solve(block, value[real])))
         return np.array(costs)
+
+
+def _forms(matrices: Array, values: Array) -> tuple[Array, Array]:
+    """The forms v^T M^-1 v, by elimination in all of them at a time, and which M is not positive definite.
+
+    Args:
+        matrices: float64 [count, n, n], symmetric; destroyed.
+        values: float64 [count, n].
+    """
+    total, bad = np.zeros(len(values)), np.zeros(len(values), bool)
+    left = values.copy()
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        for k in range(values.shape[1]):
+            pivot = matrices[:, k, k]
+            bad |= ~(pivot > 0)
+            total += left[:, k] ** 2 / pivot
+            factor = matrices[:, k + 1 :, k] / pivot[:, None]
+            left[:, k + 1 :] -= factor * left[:, k : k + 1]
+            matrices[:, k + 1 :, k + 1 :] -= factor[:, :, None] * matrices[:, k, None, k + 1 :]
+    return total, bad
 
 
 def _spans(ends: Array, most: int) -> Iterator[tuple[int, int]]:

@@ -23,7 +23,7 @@ PROBES: Mapping[Task, int] = {"classifier": 256, "segmenter": 64, "detector": 64
 """Samples that losses are compared on while searching, at most: a class is one decision, a map is many. (A
 ResNet-20 without half of its blocks lost 1.5 to 4.3 points in six runs by 64 samples, which had chance decide
 whether to solve layers again; 1.2 to 1.8 by 205.)"""
-SENSITIVE = 1e13
+SENSITIVE = 5e12
 """Multiply-adds of dense layers by which the effects of single layers are measured, at most, while there are
 `FEWEST` samples: of each it takes a pass through what comes after it."""
 FEWEST = 64

@@ -16,7 +16,7 @@ from coresident.sparsification.report import Latency
 
 _OURS, _DENSE, _BYTES = "result", "dense", "dense in int8"
 _PEER, _PEER_RESULT = "onnxruntime", "onnxruntime on the result"
-_ROUNDS, _SECONDS, _REPEATS = 5, 0.3, 9
+_ROUNDS, _SECONDS, _REPEATS = 11, 0.3, 9
 
 
 def latency(
