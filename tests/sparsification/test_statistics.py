@@ -8,7 +8,7 @@ from sparse_networks import CASES, ENGINE, prepared
 
 from coresident.errors import InputError
 from coresident.graph.graph import Fact, Graph, Node
-from coresident.sparsification import statistics
+from coresident.sparsification import moments, statistics
 from coresident.sparsification.moments import MomentSums
 from coresident.sparsification.network import layers, problems
 from coresident.sparsification.preparation import prepare
@@ -96,6 +96,22 @@ def test_samples_that_are_missing_or_not_finite_are_refused() -> None:
     with pytest.raises(InputError, match=r"too large|not finite"), np.errstate(all="ignore"):
         list(collect(graph, both[:1], lambda: [{"x": x}], engine=ENGINE))
     assert list(collect(graph, [], list, engine=ENGINE)) == []
+
+
+@pytest.mark.parametrize("columns", [1, 5, 30, 31])
+@pytest.mark.parametrize("rows", [4, 512])
+def test_moments_wait_for_each_other(columns: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "_ROWS", rows)
+    x = np.random.default_rng(columns).standard_normal((columns, 57)).astype(np.float32)
+    sums = MomentSums()
+    for part in np.split(x, [1, 2, 40, 41, 50], axis=1):
+        np.testing.assert_array_equal(sums.add(part), part - sums.pivot[:, None])
+        if sums.count == 41:
+            sums.moments()
+    found = sums.moments()
+    assert found.count == 57
+    np.testing.assert_allclose(found.mean, x.mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(found.covariance, np.cov(x, bias=True).reshape(columns, -1), atol=1e-5)
 
 
 def test_small_variances_do_not_drown_in_large_means() -> None:
