@@ -94,7 +94,7 @@ def test_costs_are_those_of_single_inverses(seed: int, monkeypatch: pytest.Monke
         np.testing.assert_allclose(found[row][alive[row]], want[alive[row]], rtol=2e-3, atol=1e-5)
 
 
-def test_parts_hold_neighbouring_channels_with_their_taps() -> None:
+def test_parts_hold_neighbouring_channels_with_their_taps(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     units = np.arange(8 * 3)
     gram, weights = _gram(rng, 24), rng.standard_normal((2, 24)).astype(np.float32)
@@ -105,6 +105,9 @@ def test_parts_hold_neighbouring_channels_with_their_taps() -> None:
     ]
     for row in range(2):
         np.testing.assert_allclose(found[row], _brute(gram, mask[row], weights[row], units, parts), rtol=2e-3)
+    monkeypatch.setattr(removal, "WIDEST", 6)
+    again = Units.of(units, np.ones(24, np.int64), gram, 3).costs(mask, weights, 1000)
+    np.testing.assert_array_equal(again, found)
 
 
 def _nearly_singular(seed: int) -> Array:

@@ -27,6 +27,9 @@ from coresident.runtime.program import Port, Program, Step, Word
 BLOCK = 4
 """Rows and columns of a block."""
 
+WIDEST = 1024
+"""Columns of a matrix at most, that those of all lanes take 34 MB a thread and no more."""
+
 _ENTRIES = BLOCK * BLOCK
 
 
@@ -61,7 +64,7 @@ class Inverses:
 
         Args:
             columns: int32 [tasks, width, lanes], which ones make up the matrix of each lane; n for one that
-                depends on no other and is 1 on the diagonal. The width is a multiple of 4.
+                depends on no other and is 1 on the diagonal. The width is a multiple of 4, at most `WIDEST`.
             sizes: int64 [tasks], multiples of 4: columns that the matrices of a task have, at most the width.
 
         Returns:
@@ -88,7 +91,7 @@ class Inverses:
             target=self.target.key,
             features=tuple(sorted(self.target.features)),
         )
-        executor = Executor(program, self.threads)
+        executor = Executor(program, min(self.threads, tasks))
         try:
             (found,) = executor.run(list(inputs.values()))
         finally:

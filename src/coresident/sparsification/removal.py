@@ -13,7 +13,7 @@ import numpy as np
 
 from coresident.graph.operator import Array
 from coresident.sparsification.cholesky import factorised
-from coresident.sparsification.inverse_code import BLOCK, Inverses
+from coresident.sparsification.inverse_code import BLOCK, WIDEST, Inverses
 
 _TOGETHER = 1 << 22
 """Columns that are worked on at a time, about."""
@@ -84,7 +84,7 @@ class Units:
 
     def _costs(self, row: Array, unit: Array, weights: Array, width: int) -> Array:
         """Of some rows' units, in order."""
-        part = self._parts(row, unit, width)
+        part = self._parts(row, unit, min(width, WIDEST))
         size = np.bincount(part)
         at = np.arange(len(part)) - (np.cumsum(size) - size)[part]
         # Matrices that share a vector are of about one size.
@@ -156,7 +156,7 @@ def _forms(matrices: Array, values: Array) -> tuple[Array, Array]:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for k in range(values.shape[1]):
             pivot = matrices[:, k, k]
-            bad |= ~(pivot > 0)
+            bad |= ~((pivot > 0) & (pivot < np.inf))
             total += left[:, k] ** 2 / pivot
             factor = matrices[:, k + 1 :, k] / pivot[:, None]
             left[:, k + 1 :] -= factor * left[:, k : k + 1]
