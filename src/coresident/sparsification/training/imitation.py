@@ -42,7 +42,7 @@ BATCH = 16
 """Samples of a step at most."""
 
 WORK, STEPS = 6e13, 3000
-"""Multiply-adds of all steps, which take some ten minutes on two cores, and steps at most."""
+"""Multiply-adds of all steps, which take ten to twenty minutes on two cores, and steps at most."""
 
 RATE, WARM = 5e-3, 50
 """How far a step moves a weight, in units of the root mean square of its layer's; and the steps in which
