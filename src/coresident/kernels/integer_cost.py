@@ -19,7 +19,6 @@ from coresident.kernels.tiling import divided, unevenness
 QUAD = 4
 """Channels of an element of bytes."""
 
-
 HALF_CROSSED = 4 / 3
 """Loads that a vector of segments is worth whose groups are half of what is loaded at once: one of three lies
 in two lines."""

@@ -70,7 +70,9 @@ def collect(
                     for number, chosen in enumerate(samplers[layer.name].drawn(x.shape)):
                         sums[layer.name][number].add(columns(layer, number, x, chosen))
         for layer in group:
-            yield layer, tuple(each.moments() for each in sums.pop(layer.name))
+            with one_thread():
+                found = tuple(each.moments() for each in sums.pop(layer.name))
+            yield layer, found
 
 
 def pictures(batches: Batches) -> int:
