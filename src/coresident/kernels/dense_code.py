@@ -184,7 +184,7 @@ def emit(
         barrier: False if the next step does not depend on it.
         merged: as in `Output`; `out` then has the input's pixels, two elements apart in a row.
     """
-    f = kernel(plan.target, "conv_dense")
+    f = kernel(plan.target, "conv_dense", flushes=True)
     t = choice.tiles
     units = -(-shape.outputs // choice.group)
     batch = shape.batch * shape.groups

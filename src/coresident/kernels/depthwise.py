@@ -65,7 +65,7 @@ def emit(
     t = geometry.tiles(g.strides, out.layout, extras, lanes, vectors, flat)
     total = cycles(vectors) * batch * channels
     work = replace(cut(1, channels, batch, plan.threads, total), tiles=t.count)
-    f = kernel(plan.target, "conv_depthwise")
+    f = kernel(plan.target, "conv_depthwise", flushes=True)
     shape = Shape(batch, 1, channels // multiplier, channels, taps, math.prod(out.shape[2:]))
     frame = Frame.open(f, g, shape, t, work, out, epilogue)
     w = word(f, frame.words)

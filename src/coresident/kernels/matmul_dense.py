@@ -142,7 +142,7 @@ def dense(p: Product, plan: Plan, why: Sequence[str]) -> None:
         rows = min(rows, max(tile.rows, -(-p.m // blocks // tile.rows) * tile.rows))
     blocks = -(-p.m // rows)
     right, packed = _right(p, plan, width)
-    f = kernel(plan.target, "matmul_dense")
+    f = kernel(plan.target, "matmul_dense", flushes=True)
     panel, rest = f["task"] % panels, f["task"] // panels
     _panel(f, p, right, tile, panel, rest, rows, packed)
     if p.heavy:

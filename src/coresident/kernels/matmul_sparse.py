@@ -119,7 +119,7 @@ def gathered(p: Product, plan: Plan) -> None:
     windows = -(-p.n // window)
     lists = Lists(_weights(p), lanes, window, p.a.column * 4)
     rows = min(p.m, 4)
-    f = kernel(plan.target, "matmul_gathered")
+    f = kernel(plan.target, "matmul_gathered", flushes=True)
     _gathered(f, p, lists, window, windows, rows)
     plan.scratch(rows * (window + lanes) * 4)
     constants = [plan.constant(a) for a in (lists.starts, lists.values, lists.places, lists.columns)]
@@ -241,7 +241,7 @@ def planar(p: Product, plan: Plan) -> None:
     entries = np.empty((len(rows), 2), np.int32)
     entries[:, 0] = np.ascontiguousarray(weights.T[columns, rows], np.float32).view(np.int32)
     entries[:, 1] = rows * (width * 4)
-    f = kernel(plan.target, "matmul_planar_sparse")
+    f = kernel(plan.target, "matmul_planar_sparse", flushes=True)
     _planar(f, p, source, vectors, cuts)
     plan.scratch(lanes * width * 4)
     plan.step(

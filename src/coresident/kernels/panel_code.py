@@ -123,7 +123,7 @@ def emit(
         barrier: False if the next step does not depend on it.
         merged: as in `Output`; `out` then has the input's pixels, two elements apart in a row.
     """
-    f = kernel(plan.target, "conv_panel")
+    f = kernel(plan.target, "conv_panel", flushes=True)
     lanes = plan.target.lanes(F32)
     batch = shape.batch * shape.groups
     work = cut(choice.chunks, choice.panels, batch, plan.threads, choice.cycles)

@@ -169,7 +169,7 @@ def emit(
         head: whose output `out` is, and whose the epilogue; a task then has all rows.
         pool: that is made of the results as well, which the tiles suit.
     """
-    f = kernel(plan.target, "conv_sparse")
+    f = kernel(plan.target, "conv_sparse", flushes=True)
     if pool is not None:
         tiles = pool.pooled(choice.tiles, out)
         assert tiles is not None

@@ -263,7 +263,7 @@ def emit(
         bias: [groups * outputs] float32.
         barrier: False if the next step does not depend on it.
     """
-    f = kernel(plan.target, "conv_winograd")
+    f = kernel(plan.target, "conv_winograd", flushes=True)
     strips = choice.strips
     # Each part of the channels transforms the same input.
     work = divided(
