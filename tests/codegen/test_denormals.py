@@ -81,7 +81,7 @@ def test_no_product_computes_with_them(name: str, threads: int) -> None:
     np.testing.assert_array_equal(y, np.zeros_like(y))
 
 
-@pytest.mark.parametrize("op, wanted", [("Log", np.log(TINY)), ("Sign", 1.0), ("Neg", -TINY)])
+@pytest.mark.parametrize(("op", "wanted"), [("Log", np.log(TINY)), ("Sign", 1.0), ("Neg", -TINY)])
 def test_functions_do(op: str, wanted: float) -> None:
     x = np.full((3, 37), TINY)
     (y,) = run_graph(graph_of([Node(op, ("x",), ("y",), {}, "a")], {"x": x}, ["y"]), {"x": x})
