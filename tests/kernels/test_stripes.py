@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from support import HOST, RUN_TARGETS, TARGETS, check_graph, few, graph_of
 
+from coresident.codegen.target import Target
 from coresident.codegen.types import F32
 from coresident.graph.graph import Graph, Node
 from coresident.kernels import geometry, sparse_stripes
@@ -27,21 +28,26 @@ LANES = HOST.lanes(F32)
 
 @pytest.fixture
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No CPU and no share of zeros is a reason against stripes."""
+    """No CPU and no share of zeros is a reason against stripes, nor are volumes."""
     monkeypatch.setattr(layouts, "STRIPED_LOADS", 0)
+    monkeypatch.setattr(Target, "shuffles_apart", False)
     monkeypatch.setattr(sparse_stripes, "STRIPED_ZEROS", 0.05)
+    monkeypatch.setattr(sparse_stripes, "MOST_IN_VOLUMES", 1.0)
 
 
 class Drawing:
     """A network drawn by a seed, of what can read and write striped rows: convolutions, residuals and
-    activations behind them, pools, transposed convolutions, concatenations; and sometimes of what can't."""
+    activations behind them, pools, transposed convolutions, concatenations; and sometimes of what can't.
 
-    def __init__(self, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
-        size = (
-            int(self.rng.choice([1, 4, 6, 8, 16, 30, 33])),
-            LANES * int(self.rng.choice([2, 3, 4, 6, 8, 12])),
-        )
+    Of pictures, or of volumes."""
+
+    def __init__(self, seed: int, rank: int = 2) -> None:
+        self.rng, self.rank = np.random.default_rng(seed), rank
+        heights, columns = [1, 4, 6, 8, 16, 30, 33], [2, 3, 4, 6, 8, 12]
+        size = (int(self.rng.choice(heights)), LANES * int(self.rng.choice(columns)))
+        if rank == 3:
+            depth, height = (int(self.rng.choice([1, 2, 4, 5, 6])) for _ in range(2))
+            size = (depth, height, LANES * int(self.rng.choice([2, 3, 4])))
         shape = (int(self.rng.integers(1, 3)), int(self.rng.integers(1, 5)), *size)
         self.feeds = {"x": self.rng.standard_normal(shape, dtype=np.float32)}
         self.nodes: list[Node] = []
@@ -55,9 +61,9 @@ class Drawing:
             kinds = ["wide"] * 5 + ["residual", "pool", "down", "up", "resize", "concat"] * 2
             getattr(self, f"_{self.rng.choice(kinds)}")()
         if self.rng.random() < 0.1:
-            self._convolve(self.made[-1], strides=(2, 2))
+            self._convolve(self.made[-1], strides=(2,) * self.rank)
         else:
-            self._convolve(self.made[-1], outputs=int(self.rng.integers(1, 4)), kernel=(1, 1))
+            self._convolve(self.made[-1], outputs=int(self.rng.integers(1, 4)), kernel=(1,) * self.rank)
         outputs = [self.made[-1]]
         if self.rng.random() < 0.2:
             outputs.append(str(self.rng.choice(self.made[:-1])))
@@ -80,11 +86,12 @@ class Drawing:
         self,
         x: str,
         outputs: int = 0,
-        kernel: tuple[int, int] = (3, 3),
-        strides: tuple[int, int] = (1, 1),
+        kernel: tuple[int, ...] = (),
+        strides: tuple[int, ...] = (),
     ) -> str:
         outputs = outputs or int(self.rng.integers(5, 40))
-        dilations = (int(self.rng.integers(1, 3)), 1)
+        kernel, strides = kernel or (3,) * self.rank, strides or (1,) * self.rank
+        dilations = (*(int(self.rng.integers(1, 3)) for _ in kernel[1:]), 1)
         pads = tuple(k // 2 * d for k, d in zip(kernel, dilations))
         density = float(self.rng.choice([0.05, 0.2, 0.5]))
         w = self._weights((outputs, self.shapes[x][1], *kernel), density)
@@ -98,6 +105,8 @@ class Drawing:
 
     def _wide(self) -> None:
         kernels = [(3, 3), (3, 3), (3, 3), (1, 1), (5, 1), (1, 3)]
+        if self.rank == 3:
+            kernels = [(3, 3, 3), (3, 3, 3), (1, 1, 1), (3, 1, 1), (1, 1, 3), (1, 3, 3)]
         y = self._convolve(self._recent(), kernel=kernels[self.rng.integers(len(kernels))])
         if self.rng.random() < 0.6:
             self._add(str(self.rng.choice(["Relu", "Sigmoid", "HardSwish"])), (y,))
@@ -110,13 +119,13 @@ class Drawing:
             self._add("Relu", (total,))
 
     def _down(self) -> None:
-        strides = (int(self.rng.integers(1, 3)), 2)
+        strides = (*(int(self.rng.integers(1, 3)) for _ in range(self.rank - 1)), 2)
         if all(size % stride == 0 for size, stride in zip(self.shapes[self.made[-1]][2:], strides)):
-            kernel = (3, 3) if self.rng.random() < 0.7 else (1, 1)
+            kernel = (3 if self.rng.random() < 0.7 else 1,) * self.rank
             self._convolve(self.made[-1], kernel=kernel, strides=strides)
 
     def _pool(self) -> None:
-        x, kernel = self._recent(), tuple(map(int, self.rng.choice([1, 2, 2, 3], 2)))
+        x, kernel = self._recent(), tuple(map(int, self.rng.choice([1, 2, 2, 3], self.rank)))
         if all(size % k == 0 for size, k in zip(self.shapes[x][2:], kernel)):
             self._add(
                 str(self.rng.choice(["MaxPool", "AveragePool", "LpPool"])),
@@ -127,15 +136,16 @@ class Drawing:
 
     def _up(self) -> None:
         x = self._recent()
-        if self.shapes[x][3] < 16 * LANES:
-            down = int(self.rng.integers(1, 3))
-            w = self._weights((self.shapes[x][1], int(self.rng.integers(5, 20)), down, 2), 1.0)
-            self._add("ConvTranspose", (x, w), kernel_shape=(down, 2), strides=(down, 2))
+        if self.shapes[x][-1] < 16 * LANES:
+            window = (*(int(self.rng.integers(1, 3)) for _ in range(self.rank - 1)), 2)
+            w = self._weights((self.shapes[x][1], int(self.rng.integers(5, 20)), *window), 1.0)
+            self._add("ConvTranspose", (x, w), kernel_shape=window, strides=window)
 
     def _resize(self) -> None:
         x = self._recent()
-        if self.shapes[x][3] < 16 * LANES:
-            scales = np.float32([1, 1, self.rng.choice([1, 2, 3]), self.rng.choice([1, 2, 2, 4])])
+        if self.shapes[x][-1] < 16 * LANES:
+            factors = [self.rng.choice([1, 2, 3]) for _ in range(self.rank - 1)]
+            scales = np.float32([1, 1, *factors, self.rng.choice([1, 2, 2, 4])])
             name = f"s{len(self.constants)}"
             self.constants[name] = scales
             mode = str(self.rng.choice(["nearest", "linear"]))
@@ -149,18 +159,22 @@ class Drawing:
 
 
 @pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize("seed", few(range(600), 16))
-def test_random_networks(seed: int) -> None:
-    drawing = Drawing(seed)
-    graph = drawing.graph(int(drawing.rng.integers(1, 7)))
+def test_random_networks(seed: int, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nonzeros are code wherever they can be, or a stream."""
+    monkeypatch.setattr(sparse_stripes, "CODE_MARGIN", 1e-3 if seed // 2 % 2 else 1e9)
+    drawing = Drawing(seed, rank)
+    graph = drawing.graph(int(drawing.rng.integers(1, 7 if rank == 2 else 5)))
     target = RUN_TARGETS[TARGETS[seed % len(TARGETS)]]
     check_graph(graph, drawing.feeds, target, threads=1 + seed % 3, tolerance=3e-5)
 
 
 @pytest.mark.usefixtures("anywhere")
-def test_most_drawn_networks_have_stripes() -> None:
+@pytest.mark.parametrize("rank", [2, 3])
+def test_most_drawn_networks_have_stripes(rank: int) -> None:
     """Else the test above says little."""
-    graphs = [optimise(Drawing(seed).graph(4)) for seed in range(60)]
+    graphs = [optimise(Drawing(seed, rank).graph(4)) for seed in range(60)]
     striped = [layouts.striped_values(graph, HOST) for graph in graphs]
     assert sum(map(bool, striped)) > 30
 
@@ -185,7 +199,7 @@ def test_rectangles_cover_each_pixel(
 ) -> None:
     """Once, unless it is said that they overlap: what is added to in place must not be added to twice."""
     layout = Layout.striped((1, 1, height, columns * LANES), ((1, 1), (1, 1)), LANES)
-    tiles = geometry.rectangles(layout.strides[2:], layout, [], LANES, across, below)
+    tiles = geometry.rectangles(layout.strides[2:], layout, [], LANES, across, (below,))
     found = np.zeros((height, columns), int)
     for _, place, ends in tiles.table:
         row, element = divmod(int(place), layout.strides[2])
@@ -195,6 +209,18 @@ def test_rectangles_cover_each_pixel(
         assert ends == geometry.FIRST * first + geometry.LAST * last
     assert found.min() == 1
     assert tiles.overlap == overlap == (found.max() > 1)
+
+
+def test_rectangles_of_volumes_cover_each_pixel() -> None:
+    shape, runs, across = (5, 6, 3), (2, 4), 2
+    layout = Layout.striped((1, 1, *shape[:2], shape[2] * LANES), ((1, 1),) * 3, LANES)
+    tiles = geometry.rectangles(layout.strides[2:], layout, [], LANES, across, runs)
+    places = np.arange(shape[0])[:, None, None] * layout.strides[2]
+    places = places + np.arange(shape[1])[:, None] * layout.strides[3] + np.arange(shape[2]) * LANES
+    written = (tiles.table[:, 1:2] + np.array(tiles.rows[1]))[..., None] + np.arange(across) * LANES
+    assert set(written.ravel()) == set(places.ravel())
+    assert tiles.overlap
+    assert (tiles.below, tiles.across, tiles.vectors) == (8, 2, 16)
 
 
 def _chain(last: str, between: str, pool: str = "MaxPool") -> Graph:

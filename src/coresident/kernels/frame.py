@@ -73,8 +73,8 @@ class Here:
         vectors: of the tile.
         last: pixels of its last vector to be written.
         segments: that the tile consists of; its lanes are neighbouring pixels, or stripes, otherwise.
-        below: runs of a tile that lie below each other.
-        rows: elements from one of them to the next, in y and in each tensor of the epilogue.
+        rows: of each of the tile's runs, elements from the first: in y and in each tensor of the epilogue;
+            none where it is one.
         ends: of a row that the tile has (`Tiles.ends`).
     """
 
@@ -84,9 +84,13 @@ class Here:
     vectors: int
     last: int
     segments: Segments | None = None
-    below: int = 1
-    rows: Sequence[int] = ()
+    rows: Sequence[Sequence[int]] = ()
     ends: Value | None = None
+
+    @property
+    def below(self) -> int:
+        """How many runs it has."""
+        return len(self.rows[0]) if self.rows else 1
 
     def pieces(self, lanes: int) -> list[Piece]:
         """What of the tile lies side by side."""
@@ -94,12 +98,12 @@ class Here:
             return [
                 Piece(
                     self.vectors // self.below,
-                    [o + row * by for o, by in zip(self.offsets, self.rows)],
+                    [offset + place for offset, place in zip(self.offsets, places)],
                     self.last,
                     row,
                     0,
                 )
-                for row in range(self.below)
+                for row, places in enumerate(zip(*self.rows))
             ]
         if self.segments is None:
             return [Piece(self.vectors, self.offsets, self.last, 0, 0)]
@@ -205,7 +209,8 @@ class Frame:
         shares = epilogue.tensors
         words, made = 4 + epilogue.words + masked, None
         if pool is not None:
-            made = PoolStore(pool, f.offset(word(f, words), picture * pool.y.layout.strides[0], F32))
+            made = PoolStore(pool, f.offset(word(f, words), picture * pool.y.layout.strides[0], F32), tiles)
+        streams = _streams(f.target, tiles, out, len(shares) + (pool is not None))
         output = Output(
             epilogue,
             tuple(
@@ -218,9 +223,9 @@ class Frame:
             mask,
             vector,
             merged,
-            _streams(f.target, tiles, out, len(shares) + (pool is not None)),
+            streams,
             out.layout.stripes > 0,
-            Columns.of(out.layout, 1 if merged is None else 2),
+            Columns.of(out.layout, 1 if merged is None else 2, streams),
         )
         return Frame(
             function=f,
@@ -270,7 +275,7 @@ class Frame:
         x = f.offset(self.x, offsets[0], F32)
         ahead = f.offset(self.x, entry(f.minimum(tile + 1, t.count - 1), 0), F32)
         ends = entry(tile, t.operands) if t.ends else None
-        return Here(x, ahead, offsets[1:], t.vectors, t.full_last, None, t.below, t.rows[1:], ends)
+        return Here(x, ahead, offsets[1:], t.vectors, t.full_last, None, t.rows[1:], ends)
 
     def prefetch_channels(self, g: Geometry, here: Here, plane: Value, first: Value, end: Value) -> None:
         """Ask L2 for what the tile reads of the channels first..end of the planes at an address.
@@ -423,8 +428,7 @@ class Sums:
             for piece in here.pieces(self.frame.vector.lanes):
                 output.prefetch(f, channel, piece.vectors, piece.offsets, near)
             if self.frame.pool is not None and near:
-                columns = here.vectors // here.below
-                self.frame.pool.prefetch(f, channel, here.below, columns, here.offsets[-1])
+                self.frame.pool.prefetch(f, channel, here.offsets[-1])
 
     def finish(self, totals: Sequence[Sequence[Value]]) -> None:
         """Store the results, or let the sums wait for the next block."""

@@ -213,8 +213,10 @@ class Tiles:
         flat: whether runs cross row ends; then what lies between rows is written too.
         pixels: of real output covered.
         ends: whether the table says where tiles have an end of a row: `FIRST` and `LAST` added up.
-        below: runs of a tile that lie below each other, of `vectors` together.
-        rows: elements from one of them to the next, in the input, the output and each extra operand.
+        runs: of a tile that lie below each other, and behind each other in volumes, of `vectors` together;
+            none where it is one.
+        rows: of each of them, in C order, elements from the first: in the input, the output and each extra
+            operand.
     """
 
     table: np.ndarray
@@ -226,12 +228,22 @@ class Tiles:
     flat: bool
     pixels: int
     ends: bool = False
-    below: int = 1
-    rows: tuple[int, ...] = ()
+    runs: tuple[int, ...] = ()
+    rows: tuple[tuple[int, ...], ...] = ()
 
     @property
     def count(self) -> int:
         return len(self.table)
+
+    @property
+    def below(self) -> int:
+        """How many runs a tile has."""
+        return math.prod(self.runs)
+
+    @property
+    def across(self) -> int:
+        """Vectors of one of a tile's runs."""
+        return self.vectors // self.below
 
     @property
     def mixed(self) -> bool:
@@ -375,13 +387,18 @@ def _ends(at: int, size: int, length: int) -> int:
 
 
 def rectangles(
-    strides: Sequence[int], out: Layout, extras: Sequence[Layout], lanes: int, across: int, below: int
+    strides: Sequence[int],
+    out: Layout,
+    extras: Sequence[Layout],
+    lanes: int,
+    across: int,
+    runs: tuple[int, ...],
 ) -> Tiles:
-    """Cut the output's striped rows into tiles of `across` columns in each of `below` rows; the last ones
-    overlap those before rather than the ends."""
+    """Cut the output's striped rows into tiles of `across` columns in each of some rows, so many along each
+    outer dimension; the last ones overlap those before rather than the ends."""
     spatial = out.shape[2:]
     columns = [tuple(strides), out.strides[2:], *(e.strides[2:] for e in extras)]
-    extents = [*(1 for _ in spatial[:-2]), below, across * lanes]
+    extents = [*runs, across * lanes]
     starts = [starts_of(*each) for each in zip(spatial, extents, strict=True)]
     begins = np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, len(spatial))
     places = [begins @ np.array(c, np.int64) for c in columns]
@@ -389,16 +406,23 @@ def rectangles(
     return Tiles(
         np.stack([*places, ends], axis=1).astype(np.int32),
         len(begins),
-        across * below,
+        across * math.prod(runs),
         0,
         lanes,
         lanes,
         False,
         math.prod(spatial),
         True,
-        below,
-        tuple(c[-2] for c in columns),
+        runs,
+        tuple(places_of(runs, c) for c in columns),
     )
+
+
+def places_of(runs: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """Elements from the first of some runs, in C order, to each; the strides are those of their dimensions,
+    and of further ones."""
+    indices = itertools.product(*map(range, runs))
+    return tuple(sum(i * s for i, s in zip(index, strides)) for index in indices)
 
 
 def border_mask(strides: Sequence[int], spatial: Sequence[int], length: int) -> np.ndarray:
@@ -410,11 +434,11 @@ def border_mask(strides: Sequence[int], spatial: Sequence[int], length: int) -> 
     return mask
 
 
-def segments(g: Geometry, width: int, below: int = 1) -> list[tuple[int, int]]:
+def segments(g: Geometry, width: int, runs: Sequence[int] = ()) -> list[tuple[int, int]]:
     """(start, end) of what a run of `width` pixels reads of one input channel, in elements from its first
-    pixel; or so many runs below each other."""
+    pixel; or so many runs (`Tiles.runs`)."""
     merged: list[tuple[int, int]] = []
-    places = [row * g.strides[-2] for row in range(below)] if below > 1 else [0]
+    places = list(places_of(runs, g.strides))
     if g.is_striped and g.step > 1:
         lanes = g.source.layout.stripes
         places = [row + at * g.step for row in places for at in range(0, width, lanes)]
@@ -427,9 +451,9 @@ def segments(g: Geometry, width: int, below: int = 1) -> list[tuple[int, int]]:
     return merged
 
 
-def footprint(g: Geometry, width: int, below: int = 1) -> int:
-    """Floats of one input channel that a run of `width` pixels reads, or so many runs below each other."""
-    return sum(end - start for start, end in segments(g, width, below))
+def footprint(g: Geometry, width: int, runs: Sequence[int] = ()) -> int:
+    """Floats of one input channel that a run of `width` pixels reads, or so many runs (`Tiles.runs`)."""
+    return sum(end - start for start, end in segments(g, width, runs))
 
 
 def block_sizes(inputs: int) -> list[int]:

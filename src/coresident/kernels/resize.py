@@ -41,7 +41,7 @@ def _striped(node: Node, graph: Graph) -> tuple[AxisResize | None, Taps] | None:
     if any(node.input(i) and operand is None for i, operand in zip((1, 2, 3), operands)):
         return None
     axes = {axis.axis: axis for axis in resize_axes(node, shape, operands)}
-    if not axes.keys() <= {2, 3} or any(axis.outside.any() for axis in axes.values()):
+    if len(shape) != 4 or not axes.keys() <= {2, 3} or any(axis.outside.any() for axis in axes.values()):
         return None
     if 3 not in axes:
         return axes.get(2), (((0, 1.0),),)

@@ -180,8 +180,8 @@ class Choice:
             segments += f" of {self.packing.segments.spread.rows} rows"
         if self.packing is not None and self.packing.steps > 1:
             segments += f" in {self.packing.steps} steps"
-        below = f" in {self.tiles.below} rows" if self.tiles.below > 1 else ""
-        vectors = f"{self.tiles.vectors} vectors{segments}{below}"
+        runs = f" in {'x'.join(map(str, self.tiles.runs))} rows" if self.tiles.below > 1 else ""
+        vectors = f"{self.tiles.vectors} vectors{segments}{runs}"
         rows = self.chunk_rows or self.shared
         return f"{vectors} x {rows} channels, blocks of {self.block}{flat}"
 
@@ -205,13 +205,16 @@ class Choice:
             return lines_of(self.packing.runs)
         vectors = max(self.tiles.vectors, self.tiles.rest_vectors) // self.tiles.below
         aligned = g.is_striped and 4 * lanes % 64 == 0
-        return lines_of(segments(g, vectors * lanes, self.tiles.below), aligned=aligned)
+        return lines_of(segments(g, vectors * lanes, self.tiles.runs), aligned=aligned)
 
     def asked(self, g: Geometry, lanes: int, passes: int) -> tuple[list[int], list[int]]:
         """How the passes of a chunk ask for that: elements from the plane where each begins, and from there
         to the lines that it asks for."""
         if self.packing is not None:
             return self.packing.asked(passes)
+        if g.is_striped:
+            runs = segments(g, self.tiles.across * lanes, self.tiles.runs)
+            return wired.asked([(start, (end - start) // 16) for start, end in runs], passes)
         return [lanes * v for v in range(passes)], lines_of(segments(g, lanes))
 
 
@@ -325,10 +328,10 @@ def choose(
     for choice in packed if not blocked else ():
         if choice.cycles < least and (taken := choice.together(shape, plan.threads)) < least:
             best, least = choice, taken
-    if wired.is_possible(plan.target) and not g.is_striped:
-        if best is not None:
+    if wired.is_possible(plan.target) and not (g.is_striped and plan.target.shuffles_apart):
+        if best is not None and not g.is_striped:
             least *= _over_code(plan.target, best, g.is_unstrided and _is_dense(nonzero))
-        for choice, chunks in _in_code(plan, machine, g, shape, nonzero, ways, out, epilogue):
+        for choice, chunks in _in_code(plan, machine, g, shape, nonzero, ways, out, epilogue, suits):
             taken = choice.together(shape, plan.threads)
             work = choice.work(shape, plan.threads)
             taken += chunks.fetched_again(machine, plan.threads, work.row_parts) + TASK * work.tasks
@@ -402,14 +405,23 @@ def _in_code(
     ways: Sequence[tuple[bool, int]],
     out: Tensor,
     epilogue: Epilogue,
+    suits: Callable[[Tiles], bool],
 ) -> Iterator[tuple[Choice, cost.Chunks]]:
     """Tiles of neighbouring pixels and of segments, with nonzeros as instructions, and these.
 
     Args:
         nonzero: [output channels, positions].
         ways: to cut into tiles: (whether runs cross row ends, spans).
+        suits: as for `choose`.
     """
     lanes, extras = plan.target.lanes(F32), [t.layout for t in epilogue.tensors]
+    split = nonzero.reshape(shape.groups, shape.outputs, -1)
+    chunks = list(wired.ways(split, shape.inputs, plan.threads))
+    if g.is_striped:
+        found = sparse_stripes.ways_in_code(plan.target, g, shape, out.layout, extras, chunks, suits)
+        for tiles, rows, block, cycles, profile in found:
+            yield Choice(tiles, 1, block, cycles, chunk_rows=rows), profile
+        return
     by_plane = read_by_plane(plan, out)
     cuts: list[tuple[Tiles, Packing | None]] = []
     layouts, blocked = _layouts(g, out, epilogue), in_blocks(g, out, epilogue)
@@ -423,8 +435,6 @@ def _in_code(
     # Where strides are packed phase by phase, streams pack fewer channels at a time.
     if (g.is_unstrided or _is_dense(nonzero)) and not blocked:
         cuts += cut_segments(g, out.layout, extras, plan.target, wired.MOST_VECTORS)
-    split = nonzero.reshape(shape.groups, shape.outputs, -1)
-    chunks = list(wired.ways(split, shape.inputs, plan.threads))
     for cutting, packing in cuts:
         unaligned = packing is None and not (cutting.flat and all(tap % lanes == 0 for tap in g.taps))
         for rows, block, profile in chunks:

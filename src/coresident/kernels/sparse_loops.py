@@ -64,8 +64,8 @@ class Loops(ABC):
             return packing.segments.reads[vector]
         if tiles.below == 1:
             return vector * self._apart * self.g.step
-        row, column = divmod(vector, tiles.vectors // tiles.below)
-        return row * tiles.rows[0] + column * self._apart * self.g.step
+        row, column = divmod(vector, tiles.across)
+        return tiles.rows[0][row] + column * self._apart * self.g.step
 
     def tile(self, here: Here) -> None:
         """All steps of a tile."""

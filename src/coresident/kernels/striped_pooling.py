@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -30,7 +30,7 @@ ROWS_AHEAD = 2
 
 @dataclass(frozen=True)
 class StripedPool:
-    """A pool over striped rows [N, C, rows, columns].
+    """A pool over striped rows [N, C, (depth,) rows, columns].
 
     Args:
         node: it.
@@ -58,17 +58,21 @@ class StripedPool:
         Args:
             out: of the convolution.
         """
-        (height, width), lanes = self.window.strides, out.layout.stripes
-        across = tiles.vectors // tiles.below
-        row, column = np.divmod(tiles.table[:, 1], out.layout.strides[-2])
-        column //= lanes
-        if tiles.full < tiles.count or tiles.below % height or across % width:
+        strides, lanes = self.window.strides, out.layout.stripes
+        extents = (*tiles.runs, tiles.across)
+        if tiles.full < tiles.count or len(extents) < len(strides):
             return None
-        if (row % height).any() or (column % width).any():
+        if any(size % step for size, step in zip(extents, strides, strict=True)):
             return None
-        places = row // height * self.y.layout.strides[-2] + column // width * lanes
+        left, places = tiles.table[:, 1], np.zeros(tiles.count, np.int64)
+        units = zip((*out.layout.strides[2:-1], lanes), (*self.y.layout.strides[2:-1], lanes), strides)
+        for unit, there, step in units:
+            index, left = np.divmod(left, unit)
+            if (index % step).any():
+                return None
+            places += index // step * there
         table = np.insert(tiles.table, tiles.operands, places, axis=1).astype(np.int32)
-        return replace(tiles, table=table, rows=(*tiles.rows, 0))
+        return replace(tiles, table=table, rows=(*tiles.rows, (0,) * tiles.below))
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,12 @@ class PoolStore:
     Args:
         pool: it.
         pointer: of the picture in its output.
+        tiles: of the convolution's output, each of whole windows.
     """
 
     pool: StripedPool
     pointer: Value
+    tiles: Tiles
 
     def store(
         self, f: Function, channel: Value, rows: Sequence[Sequence[Value]], at: Value, ends: Value | None
@@ -89,20 +95,18 @@ class PoolStore:
         """Store what it makes of one channel.
 
         Args:
-            rows: of the tile, column by column.
+            rows: of the tile (`Tiles.runs`), column by column.
             at: elements from pixel 0 to the tile's first window, in its output.
             ends: of a row that the tile has (`Tiles.ends`).
         """
-        p, layout = self.pool, self.pool.y.layout
-        window, outer = p.window, Columns.of(layout)
-        lanes = layout.stripes
-        target, stored = f.offset(self.pointer, channel * layout.strides[1] + at, F32), []
-        for number in range(len(rows) // window.strides[0]):
-            first = number * window.strides[0]
-            lines = rows[first : first + window.kernel[0]]
-            starts = range(0, len(rows[0]), window.strides[1])
-            found = [p.of(f, [v for line in lines for v in line[x : x + window.kernel[1]]]) for x in starts]
-            row = f.offset(target, number * layout.strides[-2] * 4)
+        window, lanes = self.pool.window, self.pool.y.layout.stripes
+        outer, stored = Columns.of(self.pool.y.layout), []
+        by_place = dict(zip(itertools.product(*map(range, self.tiles.runs)), rows, strict=True))
+        for index, row in self._rows(f, channel, at):
+            windows = (range(i * s, i * s + k) for i, s, k in zip(index, window.strides, window.kernel))
+            lines = [by_place[place] for place in itertools.product(*windows)]
+            parts = [slice(x, x + window.kernel[-1]) for x in range(0, len(rows[0]), window.strides[-1])]
+            found = [self.pool.of(f, [v for line in lines for v in line[part]]) for part in parts]
             for i, value in enumerate(found):
                 f.store(value, row, i * lanes)
             stored.append((row, found))
@@ -110,14 +114,18 @@ class PoolStore:
             assert ends is not None
             outer.store(f, ends, stored)
 
-    def prefetch(self, f: Function, channel: Value, rows: int, columns: int, at: Value) -> None:
-        """Ask for the lines that `store` will write, of a tile of rows and columns."""
-        layout, (height, width) = self.pool.y.layout, self.pool.window.strides
+    def prefetch(self, f: Function, channel: Value, at: Value) -> None:
+        """Ask for the lines that `store` will write."""
+        for _, row in self._rows(f, channel, at):
+            for column in range(self.tiles.across // self.pool.window.strides[-1]):
+                f.prefetch(row, 4 * column * self.pool.y.layout.stripes, write=True)
+
+    def _rows(self, f: Function, channel: Value, at: Value) -> Iterator[tuple[tuple[int, ...], Value]]:
+        """Of each row of windows in a tile, which one it is, and the address of its results."""
+        layout, strides = self.pool.y.layout, self.pool.window.strides
         target = f.offset(self.pointer, channel * layout.strides[1] + at, F32)
-        for row in range(rows // height):
-            for column in range(columns // width):
-                place = row * layout.strides[-2] + column * layout.stripes
-                f.prefetch(target, 4 * place, write=True)
+        for index in itertools.product(*(range(size // s) for size, s in zip(self.tiles.runs, strides))):
+            yield index, f.offset(target, 4 * sum(i * s for i, s in zip(index, layout.strides[2:-1])))
 
 
 def pool_stripes(plan: Plan, x: Tensor, pool: StripedPool, info: dict[str, Any]) -> None:

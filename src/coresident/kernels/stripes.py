@@ -24,14 +24,16 @@ class Columns:
     Args:
         row: elements of a row.
         before, after: whether there is one before the first column, and one after the last.
+        streams: whether they are stored past the caches.
     """
 
     row: int
     before: bool
     after: bool
+    streams: bool = False
 
     @staticmethod
-    def of(layout: Layout, phases: int = 1) -> Columns | None:
+    def of(layout: Layout, phases: int = 1, streams: bool = False) -> Columns | None:
         """Those of a layout, None where it has none.
 
         Args:
@@ -41,7 +43,7 @@ class Columns:
         assert max(before, after) <= 1
         if not before and not after:
             return None
-        return Columns(layout.shape[-1] * phases, bool(before), bool(after))
+        return Columns(layout.shape[-1] * phases, bool(before), bool(after), streams)
 
     def store(self, f: Function, ends: Value, parts: Sequence[tuple[Value, Sequence[Value]]]) -> None:
         """Store them, given parts of some rows that begin and end at the same columns.
@@ -70,12 +72,15 @@ class Columns:
     def _store_after(self, f: Function, row: Value, first: Value) -> None:
         """After the last column: the first pixel of each stripe's next one."""
         lanes, zero = first.type.lanes, f.constant(0, first.type)
-        f.store(f.shuffle(first, zero, range(1, lanes + 1)), row, self.row)
+        self._put(f, f.shuffle(first, zero, range(1, lanes + 1)), row, self.row)
 
     def _store_before(self, f: Function, place: Value, last: Value) -> None:
         """Before the first column, at an address: the last pixel of each stripe's one before."""
         lanes, zero = last.type.lanes, f.constant(0, last.type)
-        f.store(f.shuffle(zero, last, range(lanes - 1, 2 * lanes - 1)), place)
+        self._put(f, f.shuffle(zero, last, range(lanes - 1, 2 * lanes - 1)), place, 0)
+
+    def _put(self, f: Function, column: Value, row: Value, at: int) -> None:
+        f.store(column, row, at, align=column.type.bytes if self.streams else 4, streaming=self.streams)
 
 
 def cut(plan: Plan, x: Tensor, y: Tensor, info: dict[str, Any]) -> None:

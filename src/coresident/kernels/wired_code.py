@@ -88,9 +88,10 @@ class _Wired(Loops):
             held = f.offset(sums, v * size, F32)
             wired.run(f, code, pixels, weights, held, out, residual, *asked, *self._next(results, v, here))
 
-        if self.choice.packing is not None:
+        if self.choice.packing is not None or here.below > 1:
+            source = here.x if self.choice.packing is None else packed
             for vector in range(here.vectors):
-                run(vector, f.offset(packed, self._reads(vector), F32))
+                run(vector, f.offset(source, self._reads(vector), F32))
             return
         with f.loop(0, here.vectors) as v:
             run(v, f.offset(here.x, v * self._apart, F32))
@@ -166,6 +167,7 @@ def wire(
     lanes, output, tiles = frame.vector.lanes, frame.output, choice.tiles
     blocks = -(-inputs // choice.block)
     direct = choice.packing is None and head is None and not output.streams and output.mask is None
+    direct = direct and not output.striped
     direct = direct and 4 * choice.chunk_rows * max(output.channel_strides) < MOST_BYTES
     passes = max(tiles.vectors if tiles.full else 0, tiles.rest_vectors)
     begins, lines = choice.asked(g, lanes, passes)

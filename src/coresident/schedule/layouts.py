@@ -238,13 +238,15 @@ def striped_values(graph: Graph, target: Target) -> frozenset[str]:
     lanes = target.lanes(F32)
     if target.load_bits < STRIPED_LOADS:
         return frozenset()
+    # Of volumes, segments are as fast where shuffles cost nothing.
+    ranks = (4,) if target.shuffles_apart else (4, 5)
     fixed = {*graph.inputs, *graph.outputs, *graph.initializers}
     needs = planar_values(graph)
     owner = _concatenations(graph, needs, fixed)
 
     def divides(name: str) -> bool:
         fact = graph.fact(name)
-        if fact is None or fact.dtype != np.float32 or len(fact.shape) != 4 or 0 in fact.sizes:
+        if fact is None or fact.dtype != np.float32 or len(fact.shape) not in ranks or 0 in fact.sizes:
             return False
         return fact.sizes[-1] % lanes == 0
 
