@@ -238,7 +238,7 @@ def striped_values(graph: Graph, target: Target) -> frozenset[str]:
     lanes = target.lanes(F32)
     if target.load_bits < STRIPED_LOADS:
         return frozenset()
-    # Of volumes, segments are as fast where shuffles cost nothing.
+    # Striped volumes were measured where shuffles take turns of multiply-adds alone.
     ranks = (4,) if target.shuffles_apart else (4, 5)
     fixed = {*graph.inputs, *graph.outputs, *graph.initializers}
     needs = planar_values(graph)
