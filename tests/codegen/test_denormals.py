@@ -1,4 +1,4 @@
-"""Numbers below the smallest normal float: zeros in sums of products on x86, as they are everywhere else."""
+"""Numbers below the smallest normal float: zeros in sums of products on x86, themselves everywhere else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from coresident.runtime.program import Port, Program, Step
 
 Array = np.ndarray[Any, Any]
 TINY = np.float32(1e-40)
-"""A denormal; a million of it is one, too, and 1e30 of it is none."""
+"""A denormal; 1e30 of it is none."""
 
 ONLY_X86 = pytest.mark.skipif(HOST.arch != "x86_64", reason="denormals are slow on x86 alone")
 

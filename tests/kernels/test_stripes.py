@@ -7,6 +7,7 @@ Hundreds with
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from support import HOST, RUN_TARGETS, TARGETS, check_graph, few, graph_of
 from coresident.codegen.target import Target
 from coresident.codegen.types import F32
 from coresident.graph.graph import Graph, Node
-from coresident.kernels import geometry, sparse_stripes
+from coresident.kernels import geometry, sparse, sparse_stripes, wired
 from coresident.kernels.layout import Layout
 from coresident.passes.pipeline import optimise
 from coresident.schedule import layouts
@@ -158,16 +159,47 @@ class Drawing:
         self._add("Concat", (self._convolve(x), self._convolve(x)), axis=1)
 
 
+def skip_zeros_by(monkeypatch: pytest.MonkeyPatch, code: bool) -> None:
+    """Over stripes, by code or by streams, where the CPU can; in tiles as usual."""
+    if not code:
+        monkeypatch.setattr(sparse_stripes, "CODE_MARGIN", 1e9)
+        return
+    by_streams = sparse_stripes.ways
+
+    def never(*arguments: Any) -> Iterator[tuple[geometry.Tiles, int, float]]:
+        return ((tiles, block, 1e9 * cycles) for tiles, block, cycles in by_streams(*arguments))
+
+    monkeypatch.setattr(sparse_stripes, "ways", never)
+    monkeypatch.setattr(sparse, "MARGIN", 1e9)
+    monkeypatch.setattr(sparse_stripes, "CODE_MARGIN", 0.3)
+
+
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize("seed", few(range(600), 16))
 def test_random_networks(seed: int, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nonzeros are code wherever they can be, or a stream."""
-    monkeypatch.setattr(sparse_stripes, "CODE_MARGIN", 1e-3 if seed // 2 % 2 else 1e9)
+    target = RUN_TARGETS[TARGETS[seed % len(TARGETS)]]
+    skip_zeros_by(monkeypatch, bool(seed // 2 % 2) and wired.is_possible(target))
     drawing = Drawing(seed, rank)
     graph = drawing.graph(int(drawing.rng.integers(1, 7 if rank == 2 else 5)))
-    target = RUN_TARGETS[TARGETS[seed % len(TARGETS)]]
     check_graph(graph, drawing.feeds, target, threads=1 + seed % 3, tolerance=3e-5)
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("code", [False, True])
+@pytest.mark.parametrize("height", [1, 2])
+def test_strides_in_single_rows(height: int, code: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they read lies further apart than what is written."""
+    skip_zeros_by(monkeypatch, code and wired.is_possible(HOST))
+    drawing, shape = Drawing(0), (1, 4, height, 16 * LANES)
+    drawing.feeds = {"x": drawing.rng.standard_normal(shape, dtype=np.float32)}
+    drawing.shapes = {"x": shape}
+    x = drawing._convolve("x", 16)
+    for strides in ((1, 2), (height, 1), (1, 2)):
+        x = drawing._convolve(x, 24, strides=strides)
+    graph = graph_of(drawing.nodes, drawing.feeds, [x], drawing.constants)
+    assert len(layouts.striped_values(optimise(graph), HOST)) > 2
+    check_graph(graph, drawing.feeds, HOST, tolerance=3e-5)
 
 
 @pytest.mark.usefixtures("anywhere")

@@ -43,7 +43,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         "--effort",
         choices=("fast", "default", "max"),
         default="default",
-        help="how much time to spend on accuracy; max trains, too, 10 to 20 minutes, if PyTorch is there",
+        help="how much time to spend on accuracy; max trains, too, 5 to 10 minutes, if PyTorch is there",
     )
     parser.add_argument(
         "--budget", type=_span, metavar="TIME", help="for everything, as 30m, 90s or 1h; none by custom"

@@ -88,7 +88,7 @@ class _Wired(Loops):
             held = f.offset(sums, v * size, F32)
             wired.run(f, code, pixels, weights, held, out, residual, *asked, *self._next(results, v, here))
 
-        if self.choice.packing is not None or here.below > 1:
+        if self.choice.packing is not None or self.g.is_striped:
             source = here.x if self.choice.packing is None else packed
             for vector in range(here.vectors):
                 run(vector, f.offset(source, self._reads(vector), F32))
