@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from support import EMIT_TARGETS, HOST, RUN_TARGETS, TARGETS, WIDTHS, check_node, few, graph_of, run_graph
 
+from coresident.codegen.target import Target
 from coresident.codegen.types import F32
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Fact, Node
 from coresident.graph.operator import evaluate
-from coresident.kernels import panel, sparse, sparse_code, sparse_segments, sparse_stream
+from coresident.kernels import panel, sparse, sparse_code, sparse_segments, sparse_stream, wired
+from coresident.kernels.geometry import Tiles, tiles_of_spans
 from coresident.schedule.planner import Planner
 
 SIZES = (1, 2, 5, 7, 8, 9, 13, 15, 16, 17, 31, 33)
@@ -360,6 +362,33 @@ def test_segments_go_on_in_steps(
     _in_segments(monkeypatch, group, steps=True)
     case = Case(1, 40, 8, spatial, (3,) * 3, (1,) * 3, (1,) * 6, (1,) * 3, density=0.1)
     assert re.search("in [0-9]+ steps", _tiles(case, target))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("inputs", [513, 1024])
+def test_threads_that_share_a_tile_have_a_part_of_its_rows_each(
+    inputs: int, threads: int, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they do on Intel's cores, where the tile's pixels are asked for, block by block."""
+
+    def in_one(*arguments: Any) -> Tiles | None:
+        cutting = tiles_of_spans(*arguments)
+        return cutting if cutting is not None and cutting.count == 1 else None
+
+    monkeypatch.setattr(Target, "shuffles_apart", False)
+    monkeypatch.setattr(wired, "is_possible", lambda target: False)
+    monkeypatch.setattr(sparse, "tiles_of_spans", in_one)
+    rng = np.random.default_rng(inputs)
+    w = rng.standard_normal((90, inputs, 1, 1)) * (rng.random((90, inputs, 1, 1)) < 0.1)
+    node = Node("Conv", ("x", "w"), ("y",), {"kernel_shape": (1, 1)}, "conv")
+    feeds = {"x": rng.standard_normal((1, inputs, 7, 7)).astype(np.float32)}
+    constants = {"w": w.astype(np.float32)}
+    check_node(node, feeds, constants, target=target, threads=threads)
+    graph = graph_of([node], feeds, ["y"], constants)
+    steps = Planner(graph, ({"host": HOST} | RUN_TARGETS)[target], threads).program().steps
+    (step,) = (step for step in steps if step.info["op"] == "Conv")
+    assert (step.info["kernel"], step.tasks) == ("sparse", threads)
 
 
 def _tiles(case: Case, target: str) -> str:

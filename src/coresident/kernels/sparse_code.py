@@ -234,7 +234,7 @@ def _stream(
     stream, rows, starts = (word(f, frame.words + i) for i in range(3))
     arrays = [packed.stream, packed.rows, packed.starts]
     asking: Asking | None = None
-    if not is_near(plan.target, 4 * g.source.layout.elements, not g.is_striped):
+    if choice.meets or not is_near(plan.target, 4 * g.source.layout.elements, not g.is_striped):
         lines = choice.lines(g, frame.vector.lanes)
         shares = Shares.of(lines, g.channel_stride, choice.block, frame.work.most_rows)
         near = g.is_striped and int(np.count_nonzero(weights)) < MOST_NEAR * weights.size

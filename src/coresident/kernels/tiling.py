@@ -135,6 +135,7 @@ def cut(
     cycles: float,
     row_unit: int = 1,
     channels_first: bool = False,
+    few: int = FEW_TASKS,
 ) -> Cut:
     """Cut so that every thread gets several tasks, none much under 5 us, splitting pixels before channels.
 
@@ -144,6 +145,7 @@ def cut(
         cycles: of all the work on one core, as estimated.
         row_unit: rows are split at multiples of it.
         channels_first: give each thread channels of its own, if there are enough.
+        few: tasks for each thread at most that are made by cutting rows.
     """
     if threads == 1:
         return Cut(tiles, 1, rows, 1, row_unit, batch)
@@ -157,7 +159,7 @@ def cut(
         return Cut(tiles, tile_parts, rows, row_parts, row_unit, batch, channels_first=True)
     tile_parts = min(tiles, max(1, -(-wanted // batch)))
     # Each part of the rows brings the tile into L1 anew, so a few tasks must do.
-    row_parts = min(row_units, max(1, -(-min(wanted, threads * FEW_TASKS) // (batch * tile_parts))))
+    row_parts = min(row_units, max(1, -(-min(wanted, threads * few) // (batch * tile_parts))))
     if batch * tile_parts * row_parts % threads and tile_parts * row_parts < 4 * threads:
         # Few large tasks: make their number one that the threads share evenly.
         row_parts = min(row_units, row_parts * threads)
