@@ -186,7 +186,10 @@ def _gather(monkeypatch: pytest.MonkeyPatch) -> None:
     cycles = integer_cost.streamed
     monkeypatch.setattr(integer_choice, "GATHERED", 2.0)
     monkeypatch.setattr(integer_panel, "choose", lambda *_: None)
-    monkeypatch.setattr(integer_cost, "streamed", lambda *a: cycles(*a) * (1e-9 if a[4].gathers else 1.0))
+    # Without the bound that comes last, which counts these cycles.
+    monkeypatch.setattr(
+        integer_cost, "streamed", lambda *a: cycles(*a[:-1]) * (1e-9 if a[4].gathers else 1.0)
+    )
 
 
 @pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])
@@ -262,7 +265,7 @@ def _in_segments(monkeypatch: pytest.MonkeyPatch, group: int = 8) -> list[Any]:
     def forced(*arguments: Any) -> float:
         segments = arguments[3].segments
         wanted = 1.0 if segments is None else 1e-12 if segments.spread.group == group else 1e-9
-        return cycles(*arguments) * wanted
+        return cycles(*arguments[:-1]) * wanted
 
     monkeypatch.setattr(integer_cost, "streamed", forced)
     monkeypatch.setattr(integer_panel, "choose", lambda *_: None)

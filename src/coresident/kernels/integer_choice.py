@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from coresident.kernels.integer_stream import Count
 from coresident.kernels.integer_strips import Places, Strips, evenly, flat_strips, pitched_strips, row_strips
 from coresident.kernels.integer_tiles import Choice
 from coresident.kernels.lowering import Plan
-from coresident.kernels.spread import group_of
+from coresident.kernels.spread import group_of, starts_of
 
 MOST_VECTORS = {1: 10, 2: 6, 4: 2, 6: 2}
 """Vectors of a tile at most, for so many channels that share their loads, with 16 registers: beside the sums,
@@ -24,6 +26,12 @@ products, weights and activations need some."""
 
 GATHERED = 0.5
 """Share of weights that are not zero above which to bring single ones together is never tried."""
+
+FLAT_TOGETHER, PITCHED_TOGETHER = (1, 2, 3, 4, 6, 8, 12, 16, 32), (1, 2, 4, 8, 16, 64)
+"""Tiles of a strip worth trying, of those that cross row ends: of the input, or of the output."""
+
+ROWS, PIECES = (1, 2, 4, 7, 8, 14, 16, 28, 56), (1, 4, 16)
+"""Rows of a strip worth trying, and parts of a row."""
 
 DENSEST_CODE = 0.6
 """Share of entries above which they are never put into code."""
@@ -53,6 +61,7 @@ def choose(
     if not merged and np.count_nonzero(weights) < GATHERED * weights.size:
         ways.append((gathering, 1, integer_stream.count(weights[0], gathering, 1)))
     best: Choice | None = None
+    least = math.inf
     by_code: list[tuple[int, int, cost.Chunks]] = []
     four = Dot.of(plan.target)
     if not merged and integer_wired.is_possible(plan.target, four, weights):
@@ -64,8 +73,6 @@ def choose(
     quads = -(-shape.inputs // QUAD)
     for vectors in range(1, most[1] + 1):
         for strips in [*_cuts(places, vectors), *_segment_cuts(plan, places, vectors, quads)]:
-            if strips.vectors != vectors:
-                continue
             for dot, shared, count in ways:
                 if vectors > (8 * scale if dot.gathers else most[shared]):
                     continue
@@ -74,16 +81,18 @@ def choose(
                 elements = -(-shape.inputs // dot.channels)
                 for rows_first, block in _orders(machine, plan, shape, strips, dot, shared):
                     way = (strips, dot, shared, count, rows_first, block, len(places.extras), by_plane)
-                    cycles = integer_cost.streamed(machine, plan, shape, *way)
-                    if best is None or cycles < best.cycles:
+                    cycles = integer_cost.streamed(machine, plan, shape, *way, least)
+                    if best is None or cycles < least:
                         best = Choice(strips, dot, shared, rows_first, elements, block, cycles, by_plane)
+                        least = cycles
             for chunk_rows, block, chunks in by_code if vectors <= wired.MOST_VECTORS else ():
                 extras = len(places.extras)
                 cycles = integer_cost.coded(
-                    machine, plan, shape, strips, chunk_rows, chunks, extras, by_plane
+                    machine, plan, shape, strips, chunk_rows, chunks, extras, by_plane, least
                 )
-                if best is None or cycles < best.cycles:
+                if cycles < least:
                     best = Choice(strips, four, 1, False, quads, block, cycles, by_plane, chunk_rows)
+                    least = cycles
     assert best is not None
     return best
 
@@ -103,12 +112,28 @@ def _orders(
 
 
 def _cuts(places: Places, vectors: int) -> list[Strips]:
+    """Ways to cut into tiles of so many vectors, each once; none where there are fewer."""
+    width, (*outer, columns) = vectors * places.lanes, places.out.shape[2:]
     if places.flat:
-        return [flat_strips(places, vectors, together) for together in (1, 2, 3, 4, 6, 8, 12, 16, 32)]
-    pitched = [pitched_strips(places, vectors, together) for together in (1, 2, 4, 8, 16, 64)]
-    rows = [row_strips(places, vectors, rows, 1 << 30) for rows in (1, 2, 4, 7, 8, 14, 16, 28, 56)]
-    found = [strips for strips in pitched if strips is not None]
-    return [*found, *rows, *(row_strips(places, vectors, 1, pieces) for pieces in (1, 4, 16))]
+        tiles, rest = divmod(places.flat_length, width)
+        together = _parts(tiles + (rest > 0), FLAT_TOGETHER) if tiles else ()
+        return [flat_strips(places, vectors, number) for number in together]
+    found: list[Strips | None] = []
+    if width <= places.pitched_length:
+        tiles = len(starts_of(places.pitched_length, width))
+        found += [pitched_strips(places, vectors, number) for number in _parts(tiles, PITCHED_TOGETHER)]
+    if vectors <= -(-columns // places.lanes):
+        tiles = len(starts_of(columns, width))
+        found += [
+            row_strips(places, vectors, rows, tiles) for rows in _parts(outer[-1] if outer else 1, ROWS)
+        ]
+        found += [row_strips(places, vectors, 1, pieces) for pieces in PIECES if pieces < tiles]
+    return [strips for strips in found if strips is not None]
+
+
+def _parts(count: int, sizes: Iterable[int]) -> Iterable[int]:
+    """How many go together so that no part has more than one of the sizes, each once."""
+    return dict.fromkeys(evenly(count, size) for size in sizes)
 
 
 def _spreads(target: Target) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 from coresident.codegen.integers import Dot
 from coresident.codegen.target import Target
@@ -145,10 +146,10 @@ class Rates:
     def of(plan: Plan, dot: Dot, strips: Strips) -> Rates:
         if strips.segments is not None:
             crossed = strips.segments.spread.group < group_of(plan.target)
-            return replace(_SEGMENTS, unaligned=HALF_CROSSED) if crossed else _SEGMENTS
+            return _CROSSED if crossed else _SEGMENTS
         if cost.adds_at_once(plan.target, dot) and len(strips.taps) == 1:
             return _DIRECT
-        return replace(_USUAL, unaligned=Core.of(plan.target).crossed)
+        return _usual(Core.of(plan.target).crossed)
 
 
 _USUAL = Rates(1.5, 1.0, 0.2, 1.17, 1.33, 12.0, 3.0, 0.0, 1.5, 1.0)
@@ -160,6 +161,15 @@ usual rates."""
 
 _SEGMENTS = Rates(1.0, 0.6, 0.4, 1.17, 1.4, 6.2, 3.0, 0.0, 1.6, 1.0)
 """Of Zen 4, vpdpbusd and tiles of segments."""
+
+_CROSSED = replace(_SEGMENTS, unaligned=HALF_CROSSED)
+"""The same of smaller groups than vectors are loaded in."""
+
+
+@cache
+def _usual(crossed: float) -> Rates:
+    """Where a vector in two cache lines counts as so many loads."""
+    return replace(_USUAL, unaligned=crossed)
 
 
 def loads_whole(target: Target) -> bool:
@@ -186,6 +196,7 @@ def streamed(
     block: int,
     extras: int,
     by_plane: bool,
+    most: float = math.inf,
 ) -> float:
     """Of all of it, on one core, through a stream.
 
@@ -194,6 +205,7 @@ def streamed(
         stream: of the entries.
         rows_first, block, by_plane: as `Choice` has them (`channels_first`).
         extras: tensors that the epilogue reads.
+        most: cycles from which on it need not be known how many there are.
     """
     rates, core = Rates.of(plan, dot, strips), Core.of(plan.target)
     vectors, tiles = strips.vectors, len(strips.tiles)
@@ -253,6 +265,8 @@ def streamed(
     packing = _packing(machine, strips, rates, elements, dot)
     count = len(strips.strips)
     total = shape.batch * shape.groups * (tiles * tile + packing + 300.0 * count)
+    if total >= most:
+        return math.inf
     work = divided(count, shape.batch * shape.groups, int(rows), plan.threads, total, by_plane)
     total += shape.batch * shape.groups * packing * (work.row_parts - 1)
     return total * unevenness(work, strips.sizes, plan.threads) + 300.0 * work.tasks
@@ -267,6 +281,7 @@ def coded(
     chunks: cost.Chunks,
     extras: int,
     by_plane: bool,
+    most: float = math.inf,
 ) -> float:
     """The same with entries as instructions.
 
@@ -289,6 +304,8 @@ def coded(
     count = len(strips.strips)
     again = (len(strips.tiles) - 1) * chunks.refetch(machine)
     total = shape.batch * (len(strips.tiles) * tile + again + packing + 300.0 * count)
+    if total >= most:
+        return math.inf
     work = divided(
         count, shape.batch * shape.groups, shape.outputs, plan.threads, total, by_plane, chunk_rows
     )
@@ -303,7 +320,7 @@ def _packing(machine: cost.Machine, strips: Strips, rates: Rates, elements: int,
     """Of all strips of a picture's group."""
     packing = strips.packed * elements * (0.35 if strips.step == 1 else 0.6 if strips.step == 2 else 8.0)
     packing *= dot.element_bytes / 4
-    packing += 12.0 * elements * float((strips.strips[:, 1] - strips.strips[:, 0]).sum())
+    packing += 12.0 * elements * strips.runs_packed
     # A strip of more than half of L2 comes back from L3, as does what it is packed from.
     strip_bytes = dot.element_bytes * elements * strips.span * strips.pieces
     beyond = min(max(strip_bytes - machine.cache / 2, 0.0) / (machine.cache / 6), 1.0)

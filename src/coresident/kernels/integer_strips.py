@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,10 +63,15 @@ class Strips:
     pieces: int = 1
     tile_pixels: int = 0
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Tiles of each strip."""
         return [int(size) for size in self.strips[:, 3] - self.strips[:, 2]]
+
+    @cached_property
+    def runs_packed(self) -> int:
+        """Runs that all strips pack."""
+        return int((self.strips[:, 1] - self.strips[:, 0]).sum())
 
     @property
     def reads(self) -> list[tuple[int, int]]:
@@ -108,6 +114,20 @@ class Places:
         return [self.out.strides[2:], *(e.strides[2:] for e in self.extras)]
 
     @property
+    def flat_length(self) -> int:
+        """Pixels of a run over all rows of the output with the gaps of the input, in whole vectors."""
+        pairs = zip(self.out.shape[2:], self.source.strides[2:])
+        return -(-(sum((size - 1) * stride for size, stride in pairs) + 1) // self.lanes) * self.lanes
+
+    @property
+    def pitched_length(self) -> int:
+        """The same of the rows of a plane, with the gaps of the output; 0 where there are no planes."""
+        if len(self.out.shape) < 4:
+            return 0
+        height, width = self.out.shape[-2:]
+        return -(-((height - 1) * self.out.strides[-2] + width) // self.lanes) * self.lanes
+
+    @property
     def flat(self) -> bool:
         """Whether tiles may cross row ends."""
         spatial = self.out.shape[2:]
@@ -145,8 +165,7 @@ def evenly(count: int, most: int) -> int:
 def flat_strips(p: Places, vectors: int, together: int) -> Strips:
     """Tiles that cross row ends, `together` of them a strip."""
     strides = p.source.strides[2:]
-    length = sum((size - 1) * s for size, s in zip(p.out.shape[2:], strides)) + 1
-    length = -(-length // p.lanes) * p.lanes
+    length = p.flat_length
     vectors = min(vectors, length // p.lanes)
     width = vectors * p.lanes
     starts = np.minimum(np.arange(0, length, width), length - width)
@@ -212,7 +231,7 @@ def pitched_strips(p: Places, vectors: int, together: int) -> Strips | None:
     across, down = (Phases.of([a[d] for a in positions], p.steps[d]) for d in (-1, -2))
     if any(spatial[-1] + across.extent(phase) > pitch for phase in across.spans):
         return None
-    length = -(-((spatial[-2] - 1) * pitch + spatial[-1]) // p.lanes) * p.lanes
+    length = p.pitched_length
     if rank > 2 and length > p.out.strides[-3]:
         # The last vector would reach into the next plane, which may be another task's.
         return None

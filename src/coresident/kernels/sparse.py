@@ -27,14 +27,13 @@ import numpy as np
 from coresident.codegen.target import Target
 from coresident.codegen.types import F32
 from coresident.graph.graph import Graph, Node
-from coresident.kernels import cost, sparse_stripes, wired
+from coresident.kernels import cost, sparse_profile, sparse_stripes, wired
 from coresident.kernels.asking import lines_of
 from coresident.kernels.epilogue import Epilogue
 from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import (
     Geometry,
     Tiles,
-    block_sizes,
     can_run_flat,
     footprint,
     read_by_plane,
@@ -44,6 +43,7 @@ from coresident.kernels.geometry import (
 )
 from coresident.kernels.layout import Layout
 from coresident.kernels.lowering import Plan, Tensor
+from coresident.kernels.sparse_profile import Profile
 from coresident.kernels.sparse_segments import Packing
 from coresident.kernels.sparse_segments import cuts as cut_segments
 from coresident.kernels.tiling import FEW_TASKS, Cut, cut, divided, evened, unevenness
@@ -228,16 +228,6 @@ class Choice:
         return [lanes * v for v in range(passes)], lines_of(segments(g, lanes))
 
 
-def union_counts(nonzero: np.ndarray[Any, Any], shared: int, block: int, taps: int) -> np.ndarray[Any, Any]:
-    """[rows of `shared` channels, blocks]: how many positions have a nonzero in any of the row's channels."""
-    rows, columns = nonzero.shape
-    padded = np.zeros((-(-rows // shared) * shared, columns), bool)
-    padded[:rows] = nonzero
-    union = padded.reshape(-1, shared, columns).any(axis=1)
-    starts = np.arange(0, columns, block * taps)
-    return np.add.reduceat(union, starts, axis=1, dtype=np.int64)
-
-
 def choose(
     plan: Plan,
     g: Geometry,
@@ -268,12 +258,7 @@ def choose(
     best: Choice | None = None
     least = math.inf
     sharings = [s for s in (1, 2, 4) if s == 1 or shape.outputs % s == 0]
-    profiles: dict[tuple[int, int], tuple[np.ndarray[Any, Any], float]] = {}
-    for shared in sharings:
-        for block in block_sizes(shape.inputs):
-            counts = union_counts(nonzero, shared, block, shape.taps)
-            lengths = sum(len(np.unique(column)) for column in counts.T)
-            profiles[shared, block] = (counts, float(lengths))
+    profiles = sparse_profile.profiles(nonzero, shape.inputs, shape.taps, sharings)
     blocked = in_blocks(g, out, epilogue)
     for flat, spans in ways if not blocked else ():
         for vectors in range(1, registers + 1):
@@ -282,29 +267,27 @@ def choose(
                 continue
             unaligned = not (flat or g.is_striped) or any(tap % lanes for tap in g.taps)
             reach = 4 * footprint(g, vectors * lanes)
-            for (shared, block), (counts, changes) in profiles.items():
+            rest_reach = 4 * footprint(g, cutting.rest_vectors * lanes)
+            for (shared, block), profile in profiles.items():
                 if vectors * shared > registers - (shared > 1):
                     continue
-                blocks = counts.shape[1]
-                if blocks > 1 and block * reach > 1.4 * machine.l1_bytes:
+                if profile.blocks > 1 and block * reach > 1.4 * machine.l1_bytes:
                     continue
-                stored = float(counts.sum())
                 total = fills = 0.0
-                for count, width in (
-                    (cutting.full, vectors),
-                    (cutting.count - cutting.full, cutting.rest_vectors),
+                for count, width, read in (
+                    (cutting.full, vectors, reach),
+                    (cutting.count - cutting.full, cutting.rest_vectors, rest_reach),
                 ):
                     if not count:
                         continue
-                    rows, read = counts.size, 4 * footprint(g, width * lanes)
                     one = cost.sparse_rows(
                         machine,
                         width,
                         shared,
-                        stored / rows,
-                        rows,
-                        blocks,
-                        changes,
+                        profile.each,
+                        profile.rows,
+                        profile.blocks,
+                        profile.lengths,
                         len(extras),
                         unaligned,
                         block * read,
@@ -313,7 +296,7 @@ def choose(
                     # Bringing the tile into L1.
                     fill = 1.5 * shape.groups * shape.inputs * read / machine.l2_bytes
                     one, fills = one + fill, fills + count * fill
-                    stream = stored * 4 * (1 + shared)
+                    stream = profile.nonzeros * 4 * (1 + shared)
                     rate = machine.l2_bytes if stream < machine.cache else machine.l3_bytes
                     total += count * max(one, stream / rate)
                 total *= shape.batch * MARGIN
@@ -333,7 +316,7 @@ def choose(
                     best, least = choice, taken
     packed = _segments(plan, machine, g, shape, out, epilogue, profiles)
     if g.is_striped:
-        of_blocks = {block: counts for (shared, block), (counts, _) in profiles.items() if shared == 1}
+        of_blocks = {block: profile for (shared, block), profile in profiles.items() if shared == 1}
         ways_of_stripes = sparse_stripes.ways(plan.target, g, shape, out.layout, extras, of_blocks, suits)
         packed = (Choice(cutting, 1, block, cycles) for cutting, block, cycles in ways_of_stripes)
     for choice in packed if not blocked else ():
@@ -343,6 +326,8 @@ def choose(
         if best is not None and not g.is_striped:
             least *= _over_code(plan.target, best, g.is_unstrided and _is_dense(nonzero))
         for choice, chunks in _in_code(plan, machine, g, shape, nonzero, ways, out, epilogue, suits):
+            if choice.cycles >= least:
+                continue
             taken = choice.together(shape, plan.threads)
             work = choice.work(shape, plan.threads)
             taken += chunks.fetched_again(machine, plan.threads, work.row_parts) + TASK * work.tasks
@@ -362,36 +347,34 @@ def _segments(
     shape: Shape,
     out: Tensor,
     epilogue: Epilogue,
-    profiles: Mapping[tuple[int, int], tuple[np.ndarray[Any, Any], float]],
+    profiles: Mapping[tuple[int, int], Profile],
 ) -> Iterator[Choice]:
     """Tiles of segments, with one block each that fits L1.
 
     Args:
-        profiles: of (channels that share a pattern, block): nonzeros of each row, and how many lengths rows
-            have.
+        profiles: of (channels that share a pattern, block).
     """
     lanes, extras = plan.target.lanes(F32), [t.layout for t in epilogue.tensors]
     for cutting, packing in cut_segments(g, out.layout, extras, plan.target, plan.target.registers - 2):
-        for (shared, block), (counts, changes) in profiles.items():
+        for (shared, block), profile in profiles.items():
             goes_on = packing.steps > 1
             block_bytes = 4 * block * packing.planes * packing.plane_span
             if shared > 1 or block_bytes > machine.l1_bytes * SEGMENT_L1:
                 continue
             if goes_on and 4 * shape.inputs * packing.span > machine.cache:
                 continue
-            rows, blocks = counts.size, counts.shape[1]
+            rows, blocks, each = profile.rows, profile.blocks, profile.each
             if packing.is_whole:
-                each = float(counts.sum()) / rows
                 one = cost.packed_rows(machine, cutting.vectors, each, rows, blocks, block_bytes)
             else:
                 one = cost.sparse_rows(
                     machine,
                     cutting.vectors,
                     1,
-                    float(counts.sum()) / rows,
+                    each,
                     rows,
                     blocks,
-                    changes,
+                    profile.lengths,
                     len(extras),
                     False,
                     block_bytes,

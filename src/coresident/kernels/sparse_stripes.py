@@ -7,7 +7,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from coresident.kernels import cost
 from coresident.kernels.frame import Shape
 from coresident.kernels.geometry import Geometry, Tiles, footprint, halo, rectangles, window
 from coresident.kernels.layout import Layout
+from coresident.kernels.sparse_profile import Profile
 
 STRIPED_ZEROS, FEW_CHANNELS = 0.72, 4
 """Share of zeros from which on streams are faster than all else where rows are striped (U-Nets on Zen 5: 0.96
@@ -75,24 +75,23 @@ def ways(
     shape: Shape,
     out: Layout,
     extras: Sequence[Layout],
-    counts: Mapping[int, np.ndarray[Any, Any]],
+    profiles: Mapping[int, Profile],
     suits: Callable[[Tiles], bool],
 ) -> Iterator[tuple[Tiles, int, float]]:
     """Tiles, input channels of a block that fits L1, and the cycles that they should take on one core.
 
     Args:
         extras: layouts of what the epilogue adds.
-        counts: of block sizes, [rows, blocks]: nonzeros.
+        profiles: of block sizes.
         suits: whether tiles suit what is to be done with results as well.
     """
     machine, lanes = cost.Machine.of(target), target.lanes(F32)
     for cutting, read in _tiles(target, g, out, extras, target.registers - 2, suits):
-        for block, nonzeros in counts.items():
+        for block, profile in profiles.items():
             if block * read > machine.l1_bytes * MOST_L1:
                 continue
-            rows, blocks = nonzeros.size, nonzeros.shape[1]
-            each = float(nonzeros.sum()) / rows
-            one = cost.packed_rows(machine, cutting.vectors, each, rows, blocks, block * read)
+            rows, blocks = profile.rows, profile.blocks
+            one = cost.packed_rows(machine, cutting.vectors, profile.each, rows, blocks, block * read)
             waiting = rows / blocks * cutting.vectors * 4 * lanes
             if block * read + waiting / 2 < target.l1_bytes:
                 one -= NEAR_SUMS * cutting.vectors * (rows - rows / blocks)
