@@ -18,6 +18,9 @@ from coresident.graph import operators
 from coresident.graph.graph import Fact, Graph, Node
 from coresident.graph.operator import evaluate, infer
 from coresident.runtime.executor import Executor
+from coresident.runtime.kernels import Kernels
+from coresident.runtime.program import Program
+from coresident.schedule.planner import Planner
 
 Array = np.ndarray[Any, Any]
 
@@ -55,6 +58,19 @@ def graph_of(
     """A graph with facts for all values, its inputs described by arrays or facts."""
     facts = {name: x if isinstance(x, Fact) else Fact(x.dtype, x.shape) for name, x in inputs.items()}
     return infer(Graph(tuple(inputs), tuple(outputs), tuple(nodes), dict(initializers or {}), facts))
+
+
+class _Written(Kernels):
+    """Says of every kernel that it is compiled already."""
+
+    def get(self, target: str, symbol: str) -> bytes | None:
+        return b"compiled"
+
+
+def planned(graph: Graph, target: Target = HOST, threads: int = 1) -> Program:
+    """The program that a graph becomes, for tests of what was chosen: its kernels are written, but not
+    compiled, which takes most of the time."""
+    return Planner(graph, target, threads, kernels=_Written()).program()
 
 
 def run_graph(

@@ -11,7 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import EMIT_TARGETS, HOST, RUN_TARGETS, TARGETS, WIDTHS, check_node, few, graph_of, run_graph
+from support import (
+    EMIT_TARGETS,
+    HOST,
+    RUN_TARGETS,
+    TARGETS,
+    WIDTHS,
+    check_node,
+    few,
+    graph_of,
+    planned,
+    run_graph,
+)
 
 from coresident.codegen.target import Target
 from coresident.codegen.types import F32
@@ -287,8 +298,8 @@ def _behind(case: Case, seed: int, target: str, threads: int) -> str:
     (got,) = run_graph(graph, feeds, (RUN_TARGETS | WIDTHS)[target], threads)
     want = evaluate(graph, feeds)["y"]
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * max(float(np.abs(want).max()), 1e-30))
-    program = Planner(graph, (RUN_TARGETS | WIDTHS)[target], 1).program()
-    return " ".join(str(step.info.get("tile")) for step in program.steps)
+    steps = planned(graph, (RUN_TARGETS | WIDTHS)[target]).steps
+    return " ".join(str(step.info.get("tile")) for step in steps)
 
 
 @pytest.mark.parametrize("target", SEGMENTED)
@@ -386,7 +397,7 @@ def test_threads_that_share_a_tile_have_a_part_of_its_rows_each(
     constants = {"w": w.astype(np.float32)}
     check_node(node, feeds, constants, target=target, threads=threads)
     graph = graph_of([node], feeds, ["y"], constants)
-    steps = Planner(graph, ({"host": HOST} | RUN_TARGETS)[target], threads).program().steps
+    steps = planned(graph, ({"host": HOST} | RUN_TARGETS)[target], threads).steps
     (step,) = (step for step in steps if step.info["op"] == "Conv")
     assert (step.info["kernel"], step.tasks) == ("sparse", threads)
 
@@ -395,8 +406,8 @@ def _tiles(case: Case, target: str) -> str:
     """What a convolution is cut into, which is checked."""
     node, feeds, constants = case.feeds(0)
     check_node(node, feeds, constants, target=target)
-    program = Planner(graph_of([node], feeds, ["y"], constants), (RUN_TARGETS | WIDTHS)[target], 1).program()
-    return " ".join(str(step.info.get("tile")) for step in program.steps)
+    steps = planned(graph_of([node], feeds, ["y"], constants), (RUN_TARGETS | WIDTHS)[target]).steps
+    return " ".join(str(step.info.get("tile")) for step in steps)
 
 
 @pytest.mark.parametrize("density", [0.1, 1.0])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support import RUN_TARGETS, TARGETS, WIDTHS, few, graph_of, run_graph
+from support import RUN_TARGETS, TARGETS, WIDTHS, few, graph_of, planned, run_graph
 
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Graph, Node
 from coresident.graph.operator import Array, evaluate
 from coresident.kernels import sparse, wired
 from coresident.kernels.head import MOST_OUTPUTS
-from coresident.schedule.planner import Planner
 
 RELU = Expression(1, (Apply("Relu", (0,)),))
 SIGMOID = Expression(1, (Apply("Sigmoid", (0,)),))
@@ -48,7 +47,7 @@ def _network(
 
 def _convolutions(graph: Graph, target: str) -> list[list[str]]:
     """The nodes of each step that convolves."""
-    steps = Planner(graph, (RUN_TARGETS | WIDTHS)[target], 1).program().steps
+    steps = planned(graph, (RUN_TARGETS | WIDTHS)[target]).steps
     return [step.info["nodes"] for step in steps if step.info["op"] == "Conv" and "macs" in step.info]
 
 
@@ -81,7 +80,7 @@ def test_heads_behind_code(seed: int, target: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(wired, "CHUNK_BYTES", (28 << 10, 500)[seed // 2 % 2])
     graph, feeds = _network(2000 + seed, 2, 1 + seed % MOST_OUTPUTS, (7, 14, 29, 64)[seed % 4])
     _check(graph, feeds, target, 1)
-    steps = Planner(graph, RUN_TARGETS[target], 1).program().steps
+    steps = planned(graph, RUN_TARGETS[target]).steps
     kernels = [step.info["kernel"] for step in steps if step.info["nodes"] == ["before", "head"]]
     assert ["in code" in kernel for kernel in kernels] == [wired.is_possible(RUN_TARGETS[target])]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import EMIT_TARGETS, RUN_TARGETS, TARGETS, WIDTHS, check_node, few, graph_of, run_graph
+from support import EMIT_TARGETS, RUN_TARGETS, TARGETS, WIDTHS, check_node, few, graph_of, planned, run_graph
 
 from coresident.codegen.builder import Function, Value
 from coresident.codegen.integers import Dot
@@ -176,7 +176,7 @@ def test_four_taps_are_multiplied_at_once(target: str) -> None:
         graph = graph_of(
             [Node("ConvInteger", ("x", "w", "", "wz"), ("y",), attributes)], {"x": x}, ["y"], constants
         )
-        kernels = " ".join(str(step.info.get("kernel")) for step in Planner(graph, on, 1).program().steps)
+        kernels = " ".join(str(step.info.get("kernel")) for step in planned(graph, on).steps)
         quads = on.lanes(I32) == 16 and on.has("avx512vbmi") and dtype == np.int8
         assert ("depthwise, vpdpbusd" in kernels) == quads
 
@@ -306,7 +306,7 @@ def test_strided_tiles_begin_at_whole_vectors(size: int, kernel: int, lanes: int
 def _tiles(node: Node, feeds: dict[str, Array], constants: dict[str, Array], target: str) -> str:
     """What is told of the tiles of a network of one node."""
     graph = graph_of([node], feeds, ["y"], constants)
-    steps = Planner(graph, (RUN_TARGETS | WIDTHS)[target], 1).program().steps
+    steps = planned(graph, (RUN_TARGETS | WIDTHS)[target]).steps
     return "; ".join(str(step.info.get("tile", "")) for step in steps)
 
 
@@ -421,7 +421,7 @@ def test_chains_in_segments(
     on = (RUN_TARGETS | WIDTHS)[target]
     (got,) = run_graph(graph, {"x": x}, on, threads=2)
     np.testing.assert_array_equal(got, wanted)
-    assert any("segments" in step.info.get("tile", "") for step in Planner(graph, on, 2).program().steps)
+    assert any("segments" in step.info.get("tile", "") for step in planned(graph, on, 2).steps)
 
 
 def _transposed(seed: int) -> tuple[Node, dict[str, Array], dict[str, Array]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import HOST, RUN_TARGETS, TARGETS, WIDTHS, check_node, few, graph_of
+from support import HOST, RUN_TARGETS, TARGETS, WIDTHS, check_node, few, graph_of, planned
 
 from coresident.codegen import llvm, x86
 from coresident.codegen.target import NAMED
@@ -18,7 +18,6 @@ from coresident.graph.operator import evaluate
 from coresident.kernels import integer_cost, integer_panel, sparse, wired, wired_writer
 from coresident.kernels.tiling import Cut
 from coresident.runtime import elf
-from coresident.schedule.planner import Planner
 
 Array = np.ndarray[Any, Any]
 ON = {"host": HOST} | RUN_TARGETS | WIDTHS
@@ -43,7 +42,7 @@ def _force(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
 
 def _kernels(node: Node, feeds: dict[str, Array], constants: dict[str, Array], target: str) -> str:
     graph = graph_of([node], feeds, ["y"], constants)
-    return " ".join(str(step.info.get("kernel")) for step in Planner(graph, ON[target], 2).program().steps)
+    return " ".join(str(step.info.get("kernel")) for step in planned(graph, ON[target], 2).steps)
 
 
 def _window(rng: np.random.Generator) -> dict[str, Any]:
@@ -150,7 +149,7 @@ def test_code_is_taken_where_shuffles_take_turns_with_products(density: float, c
     w = rng.standard_normal((128, 128, 3, 3)) * (rng.random((128, 128, 3, 3)) < density)
     node = Node("Conv", ("x", "w"), ("y",), {"kernel_shape": (3, 3), "pads": (1,) * 4}, "conv")
     feeds = {"x": np.zeros((1, 128, 28, 28), np.float32)}
-    steps = Planner(graph_of([node], feeds, ["y"], {"w": w.astype(np.float32)}), target, 1).program().steps
+    steps = planned(graph_of([node], feeds, ["y"], {"w": w.astype(np.float32)}), target).steps
     kernel, tile = next((s.info["kernel"], s.info["tile"]) for s in steps if s.info["op"] == "Conv")
     assert ("in code" in kernel, "segments" in tile) == (cpu != "znver5", cpu == "znver5")
 

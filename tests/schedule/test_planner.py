@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import HOST, RUN_TARGETS, TARGETS, few, graph_of, run_graph
+from support import HOST, RUN_TARGETS, TARGETS, few, graph_of, planned, run_graph
 
 from coresident.graph.expression import Apply, Expression
 from coresident.graph.graph import Graph, Node
@@ -50,9 +50,7 @@ def residual(
 
 def is_in_place(graph: Graph, threads: int = 1) -> bool:
     """Whether the residual addition writes what it reads."""
-    (step,) = (
-        s for s in Planner(graph, HOST, threads).program().steps if "Add" in s.info.get("epilogue", "")
-    )
+    (step,) = (s for s in planned(graph, HOST, threads).steps if "Add" in s.info.get("epilogue", ""))
     arena = [word for word in step.words if word[0] == "arena"]
     return len(set(arena)) < len(arena)
 
@@ -103,7 +101,7 @@ def test_a_residual_that_is_convolved_as_well_stays() -> None:
         constants = {name: rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
         x = rng.standard_normal((1, 3, 30, 30), dtype=np.float32)
         graph = graph_of(nodes, {"x": x}, ["z"], constants)
-        (step,) = (s for s in Planner(graph, HOST, 2).program().steps if "Add" in s.info.get("epilogue", ""))
+        (step,) = (s for s in planned(graph, HOST, 2).steps if "Add" in s.info.get("epilogue", ""))
         assert step.words[0] == step.words[4]  # what is convolved, and what is added
         assert step.words[1] != step.words[0]
         (got,), wanted = run_graph(graph, {"x": x}, HOST, 2), evaluate(graph, {"x": x})["z"]
@@ -171,7 +169,7 @@ def test_what_lies_between_rows_is_written_once(monkeypatch: pytest.MonkeyPatch)
     """By who makes the planes where it can, and with the halo else."""
 
     def around(graph: Graph) -> int:
-        program = Planner(graph, HOST, 1).program()
+        program = planned(graph)
         assert not program.preparation
         return sum(step.info["bytes"] for step in program.steps if step.info["op"] == "Halo")
 

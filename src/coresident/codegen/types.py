@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class Type:
 
     @property
     def scalar(self) -> Type:
-        return Type(self.kind, self.bits)
+        return self.by(1)
 
     @property
     def bytes(self) -> int:
@@ -32,7 +32,7 @@ class Type:
 
     def by(self, lanes: int) -> Type:
         """The vector of `lanes` such lanes (a scalar for 1)."""
-        return Type(self.kind, self.bits, lanes)
+        return _known(self.kind, self.bits, lanes)
 
     def __str__(self) -> str:
         return self._text
@@ -53,6 +53,12 @@ class Type:
             return "p0"
         one = f"{self.kind}{self.bits}"
         return one if self.lanes == 1 else f"v{self.lanes}{one}"
+
+
+@cache
+def _known(kind: str, bits: int, lanes: int) -> Type:
+    """One object for each type, which then keeps its text."""
+    return Type(kind, bits, lanes)
 
 
 I1, I8, I16, I32, I64 = (Type("i", n) for n in (1, 8, 16, 32, 64))
