@@ -128,10 +128,12 @@ def _is_dense(nonzero: np.ndarray[Any, Any]) -> bool:
 
 
 def _meets(plan: Plan, tiles: Tiles, shape: Shape) -> bool:
-    """Whether threads share tiles, on cores where that wants to be told to kernels: on Intel's a line that
-    another core wrote takes 46 cycles that were not asked for, read out of order. Asked for, and with one
-    part of the rows for each thread, layers of 2048 channels at 7x7 take 85 us, not 115 (Emerald Rapids)."""
-    return not plan.target.shuffles_apart and tiles.count * shape.batch * shape.groups < plan.threads
+    """Whether some threads share each tile, on cores where that wants to be told to kernels: on Intel's a
+    line that another core wrote takes 46 cycles that were not asked for, read out of order. Asked for, and
+    with one part of the rows for each thread, layers of 2048 channels at 7x7 take 85 us, not 115 (Emerald
+    Rapids)."""
+    pieces = tiles.count * shape.batch * shape.groups
+    return not plan.target.shuffles_apart and pieces < plan.threads and plan.threads % pieces == 0
 
 
 def in_blocks(g: Geometry, out: Tensor, epilogue: Epilogue) -> bool:
