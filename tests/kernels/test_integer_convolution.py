@@ -272,6 +272,25 @@ def _in_segments(monkeypatch: pytest.MonkeyPatch, group: int = 8) -> list[Any]:
     return found
 
 
+@pytest.mark.parametrize("size", [2, 7, 14, 57])
+@pytest.mark.parametrize("flat", [False, True])
+def test_cuts_are_tried_once(size: int, flat: bool) -> None:
+    """And have tiles of so many vectors as were asked for."""
+    window = Window((3, 3), (1, 1), (1, 1), (1, 1), (1, 1))
+    source, out = (
+        Layout.planar((1, 4, size, size), (0, gap), ((1, 1), (1, 1)), 32, 1) for gap in (1, 1 if flat else 2)
+    )
+    places = Places.of(window, source, out, (), 16)
+    assert places.flat == flat
+    found = []
+    for vectors in range(1, 21):
+        cuts = integer_choice._cuts(places, vectors)
+        assert all(strips.vectors == vectors for strips in cuts)
+        found += [(strips.tiles.tobytes(), strips.strips.tobytes(), strips.runs.tobytes()) for strips in cuts]
+    assert found
+    assert len(set(found)) == len(found)
+
+
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("size", [13, 27, 28, 57])
 @pytest.mark.parametrize("lanes", [8, 16])
