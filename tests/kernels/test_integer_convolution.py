@@ -186,10 +186,11 @@ def _gather(monkeypatch: pytest.MonkeyPatch) -> None:
     cycles = integer_cost.streamed
     monkeypatch.setattr(integer_choice, "GATHERED", 2.0)
     monkeypatch.setattr(integer_panel, "choose", lambda *_: None)
-    # Without the bound that comes last, which counts these cycles.
-    monkeypatch.setattr(
-        integer_cost, "streamed", lambda *a: cycles(*a[:-1]) * (1e-9 if a[4].gathers else 1.0)
-    )
+
+    def forced(*arguments: Any, most: float) -> float:
+        return cycles(*arguments) * (1e-9 if arguments[4].gathers else 1.0)
+
+    monkeypatch.setattr(integer_cost, "streamed", forced)
 
 
 @pytest.mark.parametrize("target", [*TARGETS, *WIDTHS])
@@ -262,10 +263,10 @@ def _in_segments(monkeypatch: pytest.MonkeyPatch, group: int = 8) -> list[Any]:
     monkeypatch.setattr(integer_choice, "segment_strips", recorded)
     monkeypatch.setattr(integer_choice, "_spreads", lambda _: True)
 
-    def forced(*arguments: Any) -> float:
+    def forced(*arguments: Any, most: float) -> float:
         segments = arguments[3].segments
         wanted = 1.0 if segments is None else 1e-12 if segments.spread.group == group else 1e-9
-        return cycles(*arguments[:-1]) * wanted
+        return cycles(*arguments) * wanted
 
     monkeypatch.setattr(integer_cost, "streamed", forced)
     monkeypatch.setattr(integer_panel, "choose", lambda *_: None)

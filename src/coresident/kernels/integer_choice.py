@@ -81,14 +81,14 @@ def choose(
                 elements = -(-shape.inputs // dot.channels)
                 for rows_first, block in _orders(machine, plan, shape, strips, dot, shared):
                     way = (strips, dot, shared, count, rows_first, block, len(places.extras), by_plane)
-                    cycles = integer_cost.streamed(machine, plan, shape, *way, least)
+                    cycles = integer_cost.streamed(machine, plan, shape, *way, most=least)
                     if best is None or cycles < least:
                         best = Choice(strips, dot, shared, rows_first, elements, block, cycles, by_plane)
                         least = cycles
             for chunk_rows, block, chunks in by_code if vectors <= wired.MOST_VECTORS else ():
                 extras = len(places.extras)
                 cycles = integer_cost.coded(
-                    machine, plan, shape, strips, chunk_rows, chunks, extras, by_plane, least
+                    machine, plan, shape, strips, chunk_rows, chunks, extras, by_plane, most=least
                 )
                 if cycles < least:
                     best = Choice(strips, four, 1, False, quads, block, cycles, by_plane, chunk_rows)

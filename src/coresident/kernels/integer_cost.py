@@ -196,6 +196,7 @@ def streamed(
     block: int,
     extras: int,
     by_plane: bool,
+    *,
     most: float = math.inf,
 ) -> float:
     """Of all of it, on one core, through a stream.
@@ -205,7 +206,7 @@ def streamed(
         stream: of the entries.
         rows_first, block, by_plane: as `Choice` has them (`channels_first`).
         extras: tensors that the epilogue reads.
-        most: cycles from which on it need not be known how many there are.
+        most: cycles from which on the answer may be infinite.
     """
     rates, core = Rates.of(plan, dot, strips), Core.of(plan.target)
     vectors, tiles = strips.vectors, len(strips.tiles)
@@ -281,6 +282,7 @@ def coded(
     chunks: cost.Chunks,
     extras: int,
     by_plane: bool,
+    *,
     most: float = math.inf,
 ) -> float:
     """The same with entries as instructions.
@@ -288,6 +290,7 @@ def coded(
     Args:
         chunk_rows: output channels of a chunk.
         chunks: what they hold.
+        most: as `streamed` takes it.
     """
     dot = Dot.of(plan.target)
     rates, core = Rates.of(plan, dot, strips), Core.of(plan.target)

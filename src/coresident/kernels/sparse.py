@@ -128,10 +128,10 @@ def _is_dense(nonzero: np.ndarray[Any, Any]) -> bool:
 
 
 def _meets(plan: Plan, tiles: Tiles, shape: Shape) -> bool:
-    """Whether some threads share each tile, on cores where that wants to be told to kernels: on Intel's a
-    line that another core wrote takes 46 cycles that were not asked for, read out of order. Asked for, and
-    with one part of the rows for each thread, layers of 2048 channels at 7x7 take 85 us, not 115 (Emerald
-    Rapids)."""
+    """Whether some threads share each tile, on cores where that wants to be told to kernels: a tile is read
+    out of order, and on Intel's the lines that another core wrote then come late. Asked for in advance, and
+    with one part of the rows for each thread, layers of 2048 channels at 7x7 with 90 % zeros take 90 us, not
+    123 to 133 (Emerald Rapids)."""
     pieces = tiles.count * shape.batch * shape.groups
     return not plan.target.shuffles_apart and pieces < plan.threads and plan.threads % pieces == 0
 
